@@ -1,0 +1,1 @@
+//! GICv3: distributor, redistributors, CPU interface (physical side).

@@ -1,0 +1,15 @@
+//! What is specific to 64-bit Arm.
+//!
+//! Knows nothing of PCI functions or domains. Compiles on the host too, so that decoders and table
+//! builders run under plain `cargo test`.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod address;
+pub mod gic;
+pub mod its;
+pub mod mmio;
+pub mod pl011;
+pub mod smmu;
+pub mod table;

@@ -1,0 +1,1 @@
+//! Device registers: windows, typed registers.

@@ -1,0 +1,1 @@
+//! Translation tables: EL2 stage 1 and stage 2.

@@ -1,0 +1,3 @@
+//! Device models.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! A small EL1 runtime for bare-metal guests.
+#![no_std]

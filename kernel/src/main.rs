@@ -1,0 +1,2 @@
+//! The Isthmus hypervisor.
+fn main() {}

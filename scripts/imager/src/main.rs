@@ -1,0 +1,3 @@
+//! Checks a system description and packs it into one image.
+
+fn main() {}
