@@ -7,9 +7,11 @@
 extern crate alloc;
 
 pub mod address;
+pub mod asm;
 pub mod gic;
 pub mod its;
 pub mod mmio;
 pub mod pl011;
 pub mod smmu;
+pub mod sysreg;
 pub mod table;

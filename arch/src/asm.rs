@@ -1,0 +1,149 @@
+//! Single instructions: barriers, cache maintenance, waiting. On the host they do nothing.
+
+macro_rules! instruction {
+    ($(#[$doc:meta])* $name:ident, $text:literal) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name() {
+            #[cfg(target_os = "none")]
+            // SAFETY: orders or waits; it changes no memory and no register that Rust uses. Not
+            // `nomem`, so that the compiler keeps memory accesses on their side.
+            unsafe {
+                core::arch::asm!($text, options(nostack, preserves_flags));
+            }
+            #[cfg(not(target_os = "none"))]
+            core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+        }
+    };
+}
+
+instruction! {
+    /// Instruction synchronization barrier.
+    isb, "isb"
+}
+instruction! {
+    /// Data synchronization barrier, full system, all accesses.
+    dsb_sy, "dsb sy"
+}
+instruction! {
+    /// Data synchronization barrier, full system, stores.
+    dsb_st, "dsb st"
+}
+instruction! {
+    /// Data synchronization barrier, inner shareable, all accesses.
+    dsb_ish, "dsb ish"
+}
+instruction! {
+    /// Data synchronization barrier, inner shareable, stores.
+    dsb_ishst, "dsb ishst"
+}
+instruction! {
+    /// Data synchronization barrier, this pCPU.
+    dsb_nsh, "dsb nsh"
+}
+instruction! {
+    /// Data memory barrier, outer shareable, stores.
+    dmb_oshst, "dmb oshst"
+}
+instruction! {
+    /// Waits for an interrupt, also one that is masked.
+    wfi, "wfi"
+}
+instruction! {
+    /// Waits for an event.
+    wfe, "wfe"
+}
+instruction! {
+    /// Invalidates all EL1 and EL0 translations of the current VMID, both stages, on all pCPUs.
+    tlbi_vmalls12e1is, "tlbi vmalls12e1is"
+}
+instruction! {
+    /// Invalidates all EL1 and EL0 stage 1 and combined translations of the current VMID, on all
+    /// pCPUs.
+    tlbi_vmalle1is, "tlbi vmalle1is"
+}
+instruction! {
+    /// Invalidates the stage 1 and combined translations of the current VMID on this pCPU.
+    tlbi_vmalle1, "tlbi vmalle1"
+}
+instruction! {
+    /// Invalidates all translations of EL2, on all pCPUs.
+    tlbi_alle2is, "tlbi alle2is"
+}
+instruction! {
+    /// Invalidates all translations of EL1 and EL0, of every VMID, on all pCPUs.
+    tlbi_alle1is, "tlbi alle1is"
+}
+instruction! {
+    /// Invalidates all instruction caches, on all pCPUs.
+    ic_ialluis, "ic ialluis"
+}
+
+/// Invalidates EL2's translation of the page at `va` on all pCPUs.
+#[inline(always)]
+pub fn tlbi_vae2is(va: u64) {
+    #[cfg(target_os = "none")]
+    // SAFETY: an invalidation changes no memory.
+    unsafe {
+        core::arch::asm!("tlbi vae2is, {}", in(reg) va >> 12, options(nostack));
+    }
+    #[cfg(not(target_os = "none"))]
+    let _ = va;
+}
+
+/// Invalidates the stage 2 translation of the page at `ipa` for the current VMID on all pCPUs.
+#[inline(always)]
+pub fn tlbi_ipas2e1is(ipa: u64) {
+    #[cfg(target_os = "none")]
+    // SAFETY: an invalidation changes no memory.
+    unsafe {
+        core::arch::asm!("tlbi ipas2e1is, {}", in(reg) ipa >> 12, options(nostack));
+    }
+    #[cfg(not(target_os = "none"))]
+    let _ = ipa;
+}
+
+/// Returns the size in bytes of the smallest data cache line (CTR_EL0.DminLine).
+pub fn data_cache_line() -> usize {
+    4 << ((crate::sysreg::read!("ctr_el0") >> 16) & 0xf)
+}
+
+macro_rules! maintenance {
+    ($(#[$doc:meta])* $name:ident, $op:literal) => {
+        $(#[$doc])*
+        ///
+        /// Complete when it returns.
+        pub fn $name(start: *const u8, len: usize) {
+            #[cfg(target_os = "none")]
+            {
+                let line = data_cache_line();
+                let end = start.addr() + len;
+                let mut at = start.addr() & !(line - 1);
+                while at < end {
+                    // SAFETY: cleaning loses nothing of what was written; the address is translated
+                    // as a load would be.
+                    unsafe {
+                        core::arch::asm!(concat!("dc ", $op, ", {}"), in(reg) at, options(nostack));
+                    }
+                    at += line;
+                }
+                dsb_sy();
+            }
+            #[cfg(not(target_os = "none"))]
+            let _ = (start, len);
+        }
+    };
+}
+
+maintenance! {
+    /// Cleans the lines of `start..start + len` to the point of coherency.
+    clean_to_poc, "cvac"
+}
+maintenance! {
+    /// Cleans and invalidates the lines of `start..start + len` to the point of coherency.
+    clean_invalidate_to_poc, "civac"
+}
+maintenance! {
+    /// Cleans the lines of `start..start + len` to the point of unification.
+    clean_to_pou, "cvau"
+}
