@@ -1,3 +1,356 @@
-//! What the hypervisor and its domains agree on.
+//! What the hypervisor and its domains agree on: hypercall numbers, status codes, identifiers.
+//!
+//! Hypercalls follow the SMC Calling Convention (Arm DEN 0028, SMCCC 1.2) over `HVC #0`: fast calls
+//! of the vendor-specific hypervisor service. A function id is
+//!
+//! ```text
+//!   31   30   29    24 23     16 15                    0
+//!  +----+----+--------+---------+-----------------------+
+//!  | 1  | 64 | owner  |    0    |        number         |
+//!  +----+----+--------+---------+-----------------------+
+//!    |    |      +-- 6: vendor-specific hypervisor service
+//!    |    +--------- 1: 64-bit registers
+//!    +-------------- 1: fast call
+//! ```
+//!
+//! x0 returns a [`Status`], x1 to x3 results; x4 to x17 keep their values. `kernel/docs/hypercalls.md`
+//! describes each call.
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::indexing_slicing))]
+
+/// The version of this interface that [`Function::Version`] returns.
+///
+/// The minor number grows when something is added, the major number when something changes.
+pub const VERSION: Version = Version { major: 1, minor: 0 };
+
+/// What [`Function::Uid`] returns, as the bytes of 5972701c-aa83-40fb-af07-294b314a365d.
+pub const UID: [u8; 16] = [
+    0x59, 0x72, 0x70, 0x1c, 0xaa, 0x83, 0x40, 0xfb, 0xaf, 0x07, 0x29, 0x4b, 0x31, 0x4a, 0x36, 0x5d,
+];
+
+/// "No server" or "no slot", where a register would otherwise name one.
+pub const NONE: u64 = !0;
+
+/// Returns the four registers, w0 to w3, in which [`Function::Uid`] returns [`UID`].
+///
+/// Byte 0 is in the low-order bits of w0 (SMCCC 1.2, general service queries).
+pub const fn uid_registers() -> [u32; 4] {
+    let [
+        b0,
+        b1,
+        b2,
+        b3,
+        b4,
+        b5,
+        b6,
+        b7,
+        b8,
+        b9,
+        b10,
+        b11,
+        b12,
+        b13,
+        b14,
+        b15,
+    ] = UID;
+    [
+        u32::from_le_bytes([b0, b1, b2, b3]),
+        u32::from_le_bytes([b4, b5, b6, b7]),
+        u32::from_le_bytes([b8, b9, b10, b11]),
+        u32::from_le_bytes([b12, b13, b14, b15]),
+    ]
+}
+
+/// A version of the interface: x1 of [`Function::Version`], w0 and w1 of [`Function::Revision`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// Differs between versions that do not understand each other.
+    pub major: u16,
+    /// Grows with additions.
+    pub minor: u16,
+}
+
+impl Version {
+    /// Returns the version as x1 holds it.
+    pub const fn to_register(self) -> u64 {
+        (self.major as u64) << 16 | self.minor as u64
+    }
+
+    /// Reads the version from x1; bits 63 to 32 are ignored.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the halves are what is wanted"
+    )]
+    pub const fn from_register(register: u64) -> Self {
+        Self {
+            major: (register >> 16) as u16,
+            minor: register as u16,
+        }
+    }
+
+    /// Says whether a program written for `wanted` works with this version.
+    pub const fn serves(self, wanted: Version) -> bool {
+        self.major == wanted.major && self.minor >= wanted.minor
+    }
+}
+
+/// Makes the enum of function ids and the list of all of them from one table.
+macro_rules! functions {
+    ($($(#[doc = $doc:literal])+ $name:ident = $id:literal,)+) => {
+        /// A hypercall, by the function id that w0 holds.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        #[non_exhaustive]
+        pub enum Function {
+            $($(#[doc = $doc])+ $name = $id,)+
+        }
+
+        impl Function {
+            /// All functions that this version of the interface has.
+            pub const ALL: &[Function] = &[$(Function::$name,)+];
+        }
+
+        impl TryFrom<u32> for Function {
+            type Error = UnknownFunction;
+
+            fn try_from(id: u32) -> Result<Self, UnknownFunction> {
+                match id {
+                    $($id => Ok(Function::$name),)+
+                    _ => Err(UnknownFunction(id)),
+                }
+            }
+        }
+    };
+}
+
+functions! {
+    /// Returns [`VERSION`] in x1, and does nothing else.
+    Version = 0xc600_0000,
+    /// Says whether the function in x1 is implemented in this build.
+    Features = 0xc600_0001,
+    /// Completes one request if asked to, then waits until a server of the caller has work.
+    IoreqWait = 0xc600_0010,
+    /// Completes one request.
+    IoreqComplete = 0xc600_0011,
+    /// Claims an MMIO range of the target for a function of the server.
+    IoreqMap = 0xc600_0012,
+    /// Gives an MMIO range back.
+    IoreqUnmap = 0xc600_0013,
+    /// Sends an MSI of a function of the server to the target.
+    IoreqMsi = 0xc600_0014,
+    /// Returns the number of functions (SMCCC general service query, deprecated by SMCCC 1.2).
+    CallCount = 0x8600_ff00,
+    /// Returns [`UID`] in w0 to w3 (SMCCC general service query).
+    Uid = 0x8600_ff01,
+    /// Returns [`VERSION`] in w0 and w1 (SMCCC general service query).
+    Revision = 0x8600_ff03,
+}
+
+impl Function {
+    /// Returns the function id, as w0 holds it.
+    pub const fn id(self) -> u32 {
+        self as u32
+    }
+
+    /// Says whether `id` is of the vendor-specific hypervisor service, implemented or not.
+    pub const fn is_ours(id: u32) -> bool {
+        id & 0xbf00_0000 == 0x8600_0000
+    }
+}
+
+/// A function id that this version of the interface does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownFunction(
+    /// The id, as w0 held it.
+    pub u32,
+);
+
+/// What x0 says when a hypercall returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i64)]
+#[non_exhaustive]
+#[must_use]
+pub enum Status {
+    /// Done.
+    Ok = 0,
+    /// There is no such function, or not in this build (the value is SMCCC's).
+    NotSupported = -1,
+    /// An argument has a value that no call of this kind can use: reserved bits, a size of zero.
+    InvalidArgument = -2,
+    /// What an argument names does not exist: no such server, slot, or range.
+    NotFound = -3,
+    /// It exists, and the caller's domain neither owns it nor was granted it.
+    Denied = -4,
+    /// No memory is left for what the call needs.
+    NoMemory = -5,
+    /// Somebody else has it, or it is not in the state that the call needs.
+    Busy = -6,
+    /// An address or a range of them lies outside of what it may reach.
+    BadAddress = -7,
+    /// The other side of it has ended: the target domain is no more.
+    Gone = -8,
+    /// The caller broke the protocol of a shared ring; the request it spoke of is untouched.
+    Protocol = -9,
+}
+
+impl Status {
+    /// All status codes, in the order of their values from zero down.
+    pub const ALL: &[Status] = &[
+        Status::Ok,
+        Status::NotSupported,
+        Status::InvalidArgument,
+        Status::NotFound,
+        Status::Denied,
+        Status::NoMemory,
+        Status::Busy,
+        Status::BadAddress,
+        Status::Gone,
+        Status::Protocol,
+    ];
+
+    /// Returns the status as x0 holds it.
+    pub const fn to_register(self) -> u64 {
+        (self as i64).cast_unsigned()
+    }
+
+    /// Returns [`Status::Ok`] as `Ok` and all others as `Err`, for the caller's `?`.
+    pub const fn into_result(self) -> Result<(), Status> {
+        match self {
+            Status::Ok => Ok(()),
+            error => Err(error),
+        }
+    }
+}
+
+impl From<Status> for i64 {
+    fn from(status: Status) -> i64 {
+        status as i64
+    }
+}
+
+impl TryFrom<i64> for Status {
+    type Error = UnknownStatus;
+
+    fn try_from(value: i64) -> Result<Self, UnknownStatus> {
+        let known = Self::ALL.iter().find(|&&status| status as i64 == value);
+        known.copied().ok_or(UnknownStatus(value))
+    }
+}
+
+/// A status code that this version of the interface does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownStatus(
+    /// The value, as x0 held it.
+    pub i64,
+);
+
+/// Flags of a claimed MMIO range: x5 of [`Function::IoreqMap`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct MapFlags(u64);
+
+impl MapFlags {
+    /// Every access is synchronous.
+    pub const NONE: MapFlags = MapFlags(0);
+    /// Writes are posted: the target's vCPU does not wait for them.
+    pub const POSTED: MapFlags = MapFlags(1 << 0);
+
+    /// Returns the flags in `bits`, or `None` if a bit is set that has no meaning.
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        if bits & !Self::POSTED.0 == 0 {
+            Some(Self(bits))
+        } else {
+            None
+        }
+    }
+
+    /// Returns the flags as x5 holds them.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Says whether all of `other` are among these flags.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn function_ids_are_fast_calls_of_the_hypervisor_service() {
+        for function in Function::ALL {
+            let id = function.id();
+            assert_eq!(Function::try_from(id), Ok(*function));
+            assert!(Function::is_ours(id), "{function:?}");
+            let query = id & 0xffff >= 0xff00;
+            assert_eq!(id & 1 << 30 == 0, query, "{function:?}: SMC32 iff general");
+        }
+    }
+
+    #[test]
+    fn ids_of_others_are_unknown() {
+        let cases = [
+            0xc600_0002,
+            0xc600_ff01,
+            0x8600_0000,
+            0x8400_0000,
+            0x8000_0000,
+            0,
+        ];
+        for id in cases {
+            assert_eq!(Function::try_from(id), Err(UnknownFunction(id)), "{id:#x}");
+        }
+        assert!(!Function::is_ours(0x8400_0000), "PSCI");
+        assert!(!Function::is_ours(0x0600_0000), "a yielding call");
+    }
+
+    #[test]
+    fn status_codes_count_down_from_zero() {
+        for (status, value) in Status::ALL.iter().zip((-100i64..=0).rev()) {
+            assert_eq!(i64::from(*status), value);
+            assert_eq!(Status::try_from(value), Ok(*status));
+            assert_eq!(status.to_register(), value.cast_unsigned());
+            assert_eq!(status.into_result().is_ok(), value == 0);
+        }
+        assert_eq!(Status::try_from(1), Err(UnknownStatus(1)));
+        assert_eq!(Status::try_from(-10), Err(UnknownStatus(-10)));
+    }
+
+    #[test]
+    fn the_uid_is_returned_low_byte_first_and_is_no_error() {
+        let registers = uid_registers();
+        let expected = [0x1c70_7259, 0xfb40_83aa, 0x4b29_07af, 0x5d36_4a31];
+        assert_eq!(registers, expected);
+        // SMCCC: w0 of all ones would mean that there is no such service.
+        assert!(registers.iter().all(|&word| word != u32::MAX));
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn a_version_serves_programs_of_the_same_major_and_no_later_minor() {
+        let now = Version { major: 2, minor: 3 };
+        let cases = [
+            (2, 0, true), (2, 3, true), (2, 4, false), (1, 0, false), (3, 0, false),
+        ];
+        for (major, minor, serves) in cases {
+            assert_eq!(now.serves(Version { major, minor }), serves, "{major}.{minor}");
+        }
+        assert_eq!(now.to_register(), 0x2_0003);
+        assert_eq!(Version::from_register(0x2_0003), now);
+    }
+
+    #[test]
+    fn map_flags_without_a_meaning_are_refused() {
+        assert_eq!(MapFlags::from_bits(0), Some(MapFlags::NONE));
+        assert_eq!(MapFlags::from_bits(1), Some(MapFlags::POSTED));
+        assert_eq!(MapFlags::from_bits(2), None);
+        assert_eq!(MapFlags::from_bits(!0), None);
+        assert!(MapFlags::POSTED.contains(MapFlags::POSTED));
+        assert!(!MapFlags::NONE.contains(MapFlags::POSTED));
+        assert_eq!(MapFlags::POSTED.bits(), 1);
+    }
+}
