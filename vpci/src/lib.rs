@@ -1,3 +1,24 @@
-//! PCI config space of passed-through functions, and the bus they sit on.
+//! PCI config space of the functions that a domain sees, and the bus they sit on.
+//!
+//! Everything here is pure logic: no address of the machine, no page table, no lock. A config access
+//! is decoded once ([`ecam::decode`]), routed by its function, and answered by a model of that
+//! function. What follows from a write for the machine is handed back as data, for the kernel to
+//! carry out.
+//!
+//! It leaves to others: the physical bus (reached through [`PhysicalConfig`]), stage-2 tables,
+//! interrupts, and device models, whose functions this crate only knows by their server's number.
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::indexing_slicing))]
+
+#[cfg(test)]
+extern crate std;
+
+mod access;
+mod address;
+pub mod ecam;
+mod sbdf;
+
+pub use access::{ConfigAccess, Offset, PhysicalConfig, Size};
+pub use address::{BusAddress, BusRange};
+pub use sbdf::{ParseSbdfError, Sbdf};
