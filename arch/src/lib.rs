@@ -8,6 +8,7 @@ extern crate alloc;
 
 pub mod address;
 pub mod asm;
+pub mod dma;
 pub mod gic;
 pub mod its;
 pub mod mmio;
