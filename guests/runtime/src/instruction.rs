@@ -1,0 +1,114 @@
+//! Executes instructions that are only known at run time, and survives what they do.
+//!
+//! The instruction is written into a page of its own, between nothing and a return. A fault in that
+//! page resumes behind the instruction with the syndrome in x20 (see [`exception`](crate::exception)).
+
+use core::arch::{asm, global_asm};
+use core::ops::Range;
+
+use spin::Mutex;
+
+use crate::exception::Fault;
+use crate::mmu;
+
+global_asm!(
+    r#"
+    .section .data.scratch, "aw"
+    .balign 4096
+    .global scratch_page
+scratch_page:
+    .space 4096
+
+    .section .text.execute, "ax"
+    // Runs the code at x1 with x0 to x17 from the array at x0, stores them back there, and returns
+    // the syndrome of a fault, or zero.
+    .global execute_scratch
+execute_scratch:
+    stp     x29, x30, [sp, #-48]!
+    mov     x29, sp
+    stp     x19, x20, [sp, #16]
+    str     x21, [sp, #32]
+    mov     x19, x0
+    mov     x21, x1
+    mov     x20, xzr
+    ldp     x2, x3, [x19, #16]
+    ldp     x4, x5, [x19, #32]
+    ldp     x6, x7, [x19, #48]
+    ldp     x8, x9, [x19, #64]
+    ldp     x10, x11, [x19, #80]
+    ldp     x12, x13, [x19, #96]
+    ldp     x14, x15, [x19, #112]
+    ldp     x16, x17, [x19, #128]
+    ldp     x0, x1, [x19]
+    blr     x21
+    stp     x0, x1, [x19]
+    stp     x2, x3, [x19, #16]
+    stp     x4, x5, [x19, #32]
+    stp     x6, x7, [x19, #48]
+    stp     x8, x9, [x19, #64]
+    stp     x10, x11, [x19, #80]
+    stp     x12, x13, [x19, #96]
+    stp     x14, x15, [x19, #112]
+    stp     x16, x17, [x19, #128]
+    mov     x0, x20
+    ldr     x21, [sp, #32]
+    ldp     x19, x20, [sp, #16]
+    ldp     x29, x30, [sp], #48
+    ret
+    "#
+);
+
+unsafe extern "C" {
+    static scratch_page: u8;
+    fn execute_scratch(registers: *mut [u64; 18], code: usize) -> u64;
+}
+
+/// `ret`.
+const RET: u32 = 0xd65f_03c0;
+const PAGE: usize = 0x1000;
+
+/// Serialises the users of the page, and says whether it is executable yet.
+static READY: Mutex<bool> = Mutex::new(false);
+
+/// Returns the addresses of the page.
+pub(crate) fn page() -> Range<u64> {
+    let start = &raw const scratch_page as u64;
+    start..start + PAGE as u64
+}
+
+/// Executes `instruction` with x0 to x17 from `registers`, which then holds what it left there.
+///
+/// # Safety
+///
+/// The instruction changes no memory that Rust code refers to, no register of x18 to x30 but x20, no
+/// system register that this program depends on, and does not branch.
+pub unsafe fn execute(instruction: u32, registers: &mut [u64; 18]) -> Result<(), Fault> {
+    let mut ready = READY.lock();
+    let page = &raw const scratch_page as usize;
+    if !*ready {
+        mmu::make_executable(page);
+        *ready = true;
+    }
+    // SAFETY: the page is ours alone (the lock), writable, and 4 KiB long; the barriers make the
+    // vCPU fetch what was written.
+    unsafe {
+        (page as *mut u32).write_volatile(instruction);
+        (page as *mut u32).add(1).write_volatile(RET);
+        asm!(
+            "dc  cvau, {page}",
+            "dsb ish",
+            "ic  ivau, {page}",
+            "dsb ish",
+            "isb",
+            page = in(reg) page,
+            options(nostack),
+        );
+    }
+    // SAFETY: the caller answers for the instruction; the code around it keeps to the C convention.
+    let syndrome = unsafe { execute_scratch(registers, page) };
+    if syndrome == 0 {
+        Ok(())
+    } else {
+        Err(Fault::new(syndrome))
+    }
+}
