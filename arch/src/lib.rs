@@ -9,10 +9,15 @@ extern crate alloc;
 pub mod address;
 pub mod asm;
 pub mod dma;
+pub mod context;
+#[cfg(target_os = "none")]
+pub mod entry;
+pub mod frame;
 pub mod gic;
 pub mod its;
 pub mod mmio;
 pub mod pl011;
 pub mod smmu;
+pub mod syndrome;
 pub mod sysreg;
 pub mod table;

@@ -13,7 +13,7 @@
 /// Reads a system register.
 #[macro_export]
 macro_rules! sysreg_read {
-    ($name:literal) => {{
+    ($name:expr) => {{
         #[cfg(target_os = "none")]
         {
             let value: u64;
@@ -36,7 +36,7 @@ macro_rules! sysreg_read {
 /// is made. The compiler moves no memory access across it.
 #[macro_export]
 macro_rules! sysreg_write {
-    ($name:literal, $value:expr) => {{
+    ($name:expr, $value:expr) => {{
         let value: u64 = $value;
         #[cfg(target_os = "none")]
         // SAFETY: no memory of Rust's changes; see above for what the registers mean.

@@ -1,0 +1,281 @@
+//! The registers of a vCPU that are switched when another vCPU gets the pCPU: EL1's system
+//! registers, its timers, FP and SIMD, and the self-hosted debug registers.
+
+use crate::sysreg;
+
+macro_rules! registers {
+    ($(#[$doc:meta])* $type:ident { $($field:ident = $name:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default)]
+        pub struct $type {
+            $(#[doc = concat!("`", $name, "`.")] pub $field: u64,)*
+        }
+
+        impl $type {
+            /// Reads the registers of this pCPU.
+            pub fn save(&mut self) {
+                $(self.$field = sysreg::read!($name);)*
+            }
+
+            /// Writes the registers of this pCPU.
+            pub fn restore(&self) {
+                $(sysreg::write!($name, self.$field);)*
+            }
+        }
+    };
+}
+
+registers! {
+    /// EL1's system registers.
+    El1 {
+        sctlr = "sctlr_el1",
+        cpacr = "cpacr_el1",
+        ttbr0 = "ttbr0_el1",
+        ttbr1 = "ttbr1_el1",
+        tcr = "tcr_el1",
+        mair = "mair_el1",
+        amair = "amair_el1",
+        esr = "esr_el1",
+        afsr0 = "afsr0_el1",
+        afsr1 = "afsr1_el1",
+        far = "far_el1",
+        par = "par_el1",
+        vbar = "vbar_el1",
+        contextidr = "contextidr_el1",
+        elr = "elr_el1",
+        spsr = "spsr_el1",
+        sp0 = "sp_el0",
+        sp1 = "sp_el1",
+        tpidr0 = "tpidr_el0",
+        tpidrro0 = "tpidrro_el0",
+        tpidr1 = "tpidr_el1",
+        csselr = "csselr_el1",
+        cntkctl = "cntkctl_el1",
+        mdscr = "mdscr_el1",
+    }
+}
+
+impl El1 {
+    /// SCTLR_EL1 of a vCPU that starts: MMU and caches off, RES1 bits of Armv8.0 set
+    /// (Arm ARM D24.2.174).
+    pub const SCTLR_RESET: u64 = 0x30d0_0800;
+
+    /// Makes the state of a vCPU that starts.
+    pub fn new() -> Self {
+        Self {
+            sctlr: Self::SCTLR_RESET,
+            ..Self::default()
+        }
+    }
+}
+
+registers! {
+    /// The EL1 virtual and physical timers.
+    Timers {
+        virtual_control = "cntv_ctl_el0",
+        virtual_compare = "cntv_cval_el0",
+        physical_control = "cntp_ctl_el0",
+        physical_compare = "cntp_cval_el0",
+    }
+}
+
+/// `CNT*_CTL_EL0` (Arm ARM D24.10): enabled and not masked, so that the line follows the condition.
+const TIMER_ARMED_MASK: u64 = 0b011;
+const TIMER_ENABLED: u64 = 0b001;
+
+impl Timers {
+    /// Returns when the next of the timers fires, in counts of the physical counter; `offset` is
+    /// CNTVOFF_EL2.
+    pub fn deadline(&self, offset: u64) -> Option<u64> {
+        let armed = |control: u64| control & TIMER_ARMED_MASK == TIMER_ENABLED;
+        let virtual_one =
+            armed(self.virtual_control).then(|| self.virtual_compare.wrapping_add(offset));
+        let physical_one = armed(self.physical_control).then_some(self.physical_compare);
+        match (virtual_one, physical_one) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// Returns whether the virtual timer's line is high at `now` of the physical counter.
+    pub fn virtual_line(&self, now: u64, offset: u64) -> bool {
+        self.virtual_control & TIMER_ARMED_MASK == TIMER_ENABLED
+            && now.wrapping_sub(offset) >= self.virtual_compare
+    }
+
+    /// Returns whether the physical timer's line is high at `now`.
+    pub fn physical_line(&self, now: u64) -> bool {
+        self.physical_control & TIMER_ARMED_MASK == TIMER_ENABLED && now >= self.physical_compare
+    }
+}
+
+/// The FP and SIMD registers.
+#[derive(Clone, Debug, Default)]
+#[repr(C, align(16))]
+pub struct Simd {
+    v: [[u64; 2]; 32],
+    fpcr: u64,
+    fpsr: u64,
+}
+
+#[cfg(target_os = "none")]
+core::arch::global_asm!(
+    ".arch_extension fp",
+    ".arch_extension simd",
+    ".global simd_save",
+    "simd_save:",
+    "stp q0, q1, [x0, #0]",
+    "stp q2, q3, [x0, #32]",
+    "stp q4, q5, [x0, #64]",
+    "stp q6, q7, [x0, #96]",
+    "stp q8, q9, [x0, #128]",
+    "stp q10, q11, [x0, #160]",
+    "stp q12, q13, [x0, #192]",
+    "stp q14, q15, [x0, #224]",
+    "stp q16, q17, [x0, #256]",
+    "stp q18, q19, [x0, #288]",
+    "stp q20, q21, [x0, #320]",
+    "stp q22, q23, [x0, #352]",
+    "stp q24, q25, [x0, #384]",
+    "stp q26, q27, [x0, #416]",
+    "stp q28, q29, [x0, #448]",
+    "stp q30, q31, [x0, #480]",
+    "mrs x1, fpcr",
+    "mrs x2, fpsr",
+    "stp x1, x2, [x0, #512]",
+    "ret",
+    ".global simd_restore",
+    "simd_restore:",
+    "ldp q0, q1, [x0, #0]",
+    "ldp q2, q3, [x0, #32]",
+    "ldp q4, q5, [x0, #64]",
+    "ldp q6, q7, [x0, #96]",
+    "ldp q8, q9, [x0, #128]",
+    "ldp q10, q11, [x0, #160]",
+    "ldp q12, q13, [x0, #192]",
+    "ldp q14, q15, [x0, #224]",
+    "ldp q16, q17, [x0, #256]",
+    "ldp q18, q19, [x0, #288]",
+    "ldp q20, q21, [x0, #320]",
+    "ldp q22, q23, [x0, #352]",
+    "ldp q24, q25, [x0, #384]",
+    "ldp q26, q27, [x0, #416]",
+    "ldp q28, q29, [x0, #448]",
+    "ldp q30, q31, [x0, #480]",
+    "ldp x1, x2, [x0, #512]",
+    "msr fpcr, x1",
+    "msr fpsr, x2",
+    "ret",
+    ".arch_extension nosimd",
+    ".arch_extension nofp",
+);
+
+#[cfg(target_os = "none")]
+unsafe extern "C" {
+    fn simd_save(state: *mut Simd);
+    fn simd_restore(state: *const Simd);
+}
+
+impl Simd {
+    /// Reads the registers of this pCPU. Their use must not be trapped (CPTR_EL2.TFP).
+    pub fn save(&mut self) {
+        #[cfg(target_os = "none")]
+        // SAFETY: writes exactly this structure, whose layout the code knows (`repr(C)`).
+        unsafe {
+            simd_save(self);
+        }
+    }
+
+    /// Writes the registers of this pCPU. Their use must not be trapped (CPTR_EL2.TFP).
+    pub fn restore(&self) {
+        #[cfg(target_os = "none")]
+        // SAFETY: reads exactly this structure; EL2's own code uses no SIMD register.
+        unsafe {
+            simd_restore(self);
+        }
+    }
+}
+
+/// The self-hosted debug registers: breakpoints and watchpoints (Arm ARM D24.3).
+///
+/// `MDSCR_EL1`, which turns them on, is part of [`El1`].
+#[derive(Clone, Debug, Default)]
+pub struct Debug {
+    breakpoints: [[u64; 2]; 16],
+    watchpoints: [[u64; 2]; 16],
+}
+
+macro_rules! each_register {
+    ($do:ident, $registers:expr, $count:expr, $value:literal, $control:literal) => {
+        each_register!($do, $registers, $count, $value, $control,
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($do:ident, $registers:expr, $count:expr, $value:literal, $control:literal, $($n:literal)*) => {
+        $(if $n < $count {
+            each_register!(@$do $registers[$n][0], concat!($value, $n, "_el1"));
+            each_register!(@$do $registers[$n][1], concat!($control, $n, "_el1"));
+        })*
+    };
+    (@save $place:expr, $name:expr) => { $place = sysreg::read!($name) };
+    (@restore $place:expr, $name:expr) => { sysreg::write!($name, $place) };
+}
+
+impl Debug {
+    /// Returns how many breakpoints and watchpoints this pCPU has (ID_AA64DFR0_EL1).
+    fn counts() -> (usize, usize) {
+        let features = sysreg::read!("id_aa64dfr0_el1");
+        let count = |shift: u32| ((features >> shift) & 0xf) as usize + 1;
+        (count(12), count(20))
+    }
+
+    /// Reads the registers of this pCPU.
+    pub fn save(&mut self) {
+        let (breakpoints, watchpoints) = Self::counts();
+        each_register!(save, self.breakpoints, breakpoints, "dbgbvr", "dbgbcr");
+        each_register!(save, self.watchpoints, watchpoints, "dbgwvr", "dbgwcr");
+    }
+
+    /// Writes the registers of this pCPU.
+    pub fn restore(&self) {
+        let (breakpoints, watchpoints) = Self::counts();
+        each_register!(restore, self.breakpoints, breakpoints, "dbgbvr", "dbgbcr");
+        each_register!(restore, self.watchpoints, watchpoints, "dbgwvr", "dbgwcr");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[rustfmt::skip]
+    fn the_deadline_is_the_first_armed_timer() {
+        let cases = [
+            // virtual control, compare, physical control, compare, offset, deadline
+            (0b001, 100, 0b000,  50, 10, Some(110)),
+            (0b001, 100, 0b001,  50, 10, Some(50)),
+            (0b011, 100, 0b001, 500, 10, Some(500)), // masked: its line stays low
+            (0b101, 100, 0b000,   0,  0, Some(100)), // the status bit is no matter
+            (0b000, 100, 0b010,   0,  0, None),
+        ];
+        for (vc, v, pc, p, offset, deadline) in cases {
+            let timers = Timers {
+                virtual_control: vc, virtual_compare: v,
+                physical_control: pc, physical_compare: p,
+            };
+            assert_eq!(timers.deadline(offset), deadline, "{timers:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_is_high_from_the_compare_value_on() {
+        let timers = Timers {
+            virtual_control: 1,
+            virtual_compare: 100,
+            physical_control: 1,
+            physical_compare: 100,
+        };
+        assert!(!timers.virtual_line(109, 10) && timers.virtual_line(110, 10));
+        assert!(!timers.physical_line(99) && timers.physical_line(100));
+    }
+}
