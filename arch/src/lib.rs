@@ -8,8 +8,8 @@ extern crate alloc;
 
 pub mod address;
 pub mod asm;
-pub mod dma;
 pub mod context;
+pub mod dma;
 #[cfg(target_os = "none")]
 pub mod entry;
 pub mod frame;
