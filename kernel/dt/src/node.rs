@@ -332,7 +332,7 @@ impl<'t> Node<'t> {
         let inside = |range: &Range| {
             let offset = region.base.checked_sub(range.child)?;
             let rest = range.size.checked_sub(offset)?;
-            (region.size <= rest).then_some(range.parent + offset)
+            (region.size <= rest).then(|| range.parent + offset)
         };
         ranges
             .find_map(|range| inside(&range))
@@ -563,7 +563,7 @@ impl Interrupt {
             4 | 8 => Trigger::Level,
             _ => return None,
         };
-        (number < count).then_some(Self {
+        (number < count).then(|| Self {
             intid: first + number,
             trigger,
         })

@@ -87,7 +87,7 @@ fn interrupts_are_those_of_the_gic() {
     let extended = Interrupt::decode([2, 5, 4]).unwrap();
     assert_eq!(extended.intid, 4101);
     #[rustfmt::skip]
-    let refused = [[0, 988, 4], [1, 16, 4], [4, 0, 4], [0, 0, 0], [0, 0, 3]];
+    let refused = [[0, 988, 4], [0, u32::MAX, 4], [1, 16, 4], [4, 0, 4], [0, 0, 0], [0, 0, 3]];
     for cells in refused {
         assert_eq!(Interrupt::decode(cells), None, "{cells:?}");
     }
@@ -237,12 +237,13 @@ fn values_are_decoded_or_refused() {
 
 #[test]
 fn a_writer_used_wrongly_says_so() {
-    let make = |f: fn(&mut Writer) -> Result<(), WriteError>| {
+    type Use = fn(&mut Writer) -> Result<(), WriteError>;
+    let make = |f: Use| {
         let mut tree = Writer::new(&[]).unwrap();
         f(&mut tree).and_then(|()| tree.finish().map(|_| ()))
     };
     #[rustfmt::skip]
-    let cases: [(fn(&mut Writer) -> Result<(), WriteError>, WriteError); 10] = [
+    let cases: [(Use, WriteError); 10] = [
         (|_| Ok(()),                                                 WriteError::Depth),
         (|t| t.begin(""),                                            WriteError::Depth),
         (|t| t.begin("a"),                                           WriteError::Name),
