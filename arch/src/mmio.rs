@@ -357,6 +357,10 @@ pub(crate) mod testing {
         pub(crate) fn preset32(&self, offset: usize, value: u32) {
             self.bytes.borrow_mut()[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
         }
+
+        pub(crate) fn preset64(&self, offset: usize, value: u64) {
+            self.bytes.borrow_mut()[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+        }
     }
 
     macro_rules! array_access {
