@@ -107,6 +107,8 @@ pub enum Fault {
     Phandle(u32),
     /// The number means nothing here.
     Value(u32),
+    /// The text means nothing here.
+    Word,
 }
 
 impl fmt::Display for Fault {
@@ -121,6 +123,7 @@ impl fmt::Display for Fault {
             Self::Untranslated(addr) => write!(f, "holds {addr:#x}, which no bus above translates"),
             Self::Phandle(phandle)   => write!(f, "names phandle {phandle:#x}, which no node has"),
             Self::Value(value)       => write!(f, "holds {value:#x}, which has no meaning here"),
+            Self::Word               => write!(f, "holds a word that has no meaning here"),
         }
     }
 }

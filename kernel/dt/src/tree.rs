@@ -168,7 +168,7 @@ impl Tree {
         let (path, options) = split_options(property.string()?);
         match self.find(path) {
             Some(node) => Ok(Some((node, options))),
-            None => Err(property.malformed(Fault::Text)),
+            None => Err(property.malformed(Fault::Word)),
         }
     }
 
