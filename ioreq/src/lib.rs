@@ -1,3 +1,75 @@
-//! Shared-ring requests from the hypervisor to device models.
+//! Shared-ring requests from the hypervisor to device models: pure logic.
+//!
+//! A device model is a domain that emulates PCI functions for another domain, its target. Each of
+//! its registrations is a *server*: a ring that it shares with EL2, and the functions and MMIO
+//! ranges of the target whose accesses go over that ring.
+//!
+//! ```text
+//!   target's vCPU            EL2                       device model
+//!   load or store --exit--> Registry::route
+//!                           Server::publish  --slot--> Client::work
+//!       (blocked)                                      Ticket::answer
+//!                           Server::complete <--HVC--- IOREQ_COMPLETE
+//!       (runs) <--wake----- Server::take_answer
+//! ```
+//!
+//! - [`Layout`] and [`Line`] say how the shared memory looks (`kernel/docs/ioreq.md` has the table);
+//! - [`Server`] is EL2's end, which trusts nothing that it reads there; [`Client`] is the device
+//!   model's end, for guests;
+//! - [`EventSet`] remembers who has work, without a lost wake-up;
+//! - [`Registry`] says which server answers an access of one target, and [`Table`] hands out server
+//!   ids.
+//!
+//! What is left to others: where the memory comes from, who is blocked and woken, and which
+//! hypercall does what (`kernel`); what a device answers (`guests`). There is no lock in here: what
+//! several pCPUs use at once takes `&self`, the rest `&mut self`.
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::indexing_slicing))]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod client;
+mod event;
+mod layout;
+mod registry;
+mod request;
+mod server;
+mod sync;
+mod table;
+
+pub use client::{Client, ClientError, Ticket, Work};
+pub use event::{EventSet, Sleep, Wake};
+pub use layout::{Layout, LayoutError, Line, MAGIC, State, VERSION};
+pub use registry::{Function, Range, Registry, RegistryError, Window};
+pub use request::{Kind, PostedWrite, Request, Sbdf, Width};
+pub use server::{
+    AttachError, Pending, PostError, Poster, ProtocolError, PublishError, Server, ServerError,
+    ServerWork, TakeError,
+};
+pub use table::{ServerId, Table, TableError};
+
+/// An address as the target sees it: the IPA of an access, which is also the bus address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct GuestAddress(u64);
+
+impl GuestAddress {
+    /// Makes an address of its number.
+    pub const fn new(address: u64) -> Self {
+        Self(address)
+    }
+
+    /// Returns the number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl core::fmt::Display for GuestAddress {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}

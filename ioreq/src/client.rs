@@ -1,0 +1,181 @@
+//! The device model's end of a ring.
+//!
+//! ```ignore
+//! let mut complete = None;
+//! loop {
+//!     let (server, slot) = hypercall::ioreq_wait(complete.take());
+//!     for work in clients[server].work(slot) {
+//!         match work {
+//!             Work::Posted(write) => device.write(write),
+//!             Work::Request(ticket, request) => {
+//!                 complete = Some((server, ticket.slot()));
+//!                 ticket.answer(device.serve(&request));
+//!             }
+//!             Work::Unknown(ticket) => {
+//!                 complete = Some((server, ticket.slot()));
+//!                 ticket.answer(!0);
+//!             }
+//!         }
+//!     }
+//! }
+//! ```
+
+use crate::layout::{HeaderError, Line, Ring, Slot, State, read_header, tag};
+use crate::request::{PostedWrite, Request};
+use crate::sync::{Ordering, high, low};
+use core::fmt;
+
+/// The device model's end of a ring.
+#[derive(Debug)]
+pub struct Client<'a> {
+    ring: Ring<'a>,
+    /// How many posted writes were taken, modulo 2^32. EL2's copy is in the ring.
+    consumed: u32,
+}
+
+/// Why there is no ring to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientError {
+    /// The memory does not start with the magic.
+    NoRing,
+    /// It is a ring of another version.
+    Version(u64),
+    /// The header contradicts itself, or the memory is smaller than it says.
+    Malformed,
+}
+
+impl From<HeaderError> for ClientError {
+    fn from(error: HeaderError) -> Self {
+        match error {
+            HeaderError::NoRing => ClientError::NoRing,
+            HeaderError::Version(version) => ClientError::Version(version),
+            HeaderError::Malformed => ClientError::Malformed,
+        }
+    }
+}
+
+/// What a device model has to do.
+#[derive(Debug)]
+#[must_use]
+pub enum Work<'a> {
+    /// A write that wants no answer.
+    Posted(PostedWrite),
+    /// A request that wants one.
+    Request(Ticket<'a>, Request),
+    /// A request of a kind that this version does not know: the answer is all ones.
+    Unknown(Ticket<'a>),
+}
+
+/// The right to answer one request, once, at any time.
+#[must_use]
+pub struct Ticket<'a> {
+    number: u32,
+    generation: u32,
+    slot: Slot<'a>,
+}
+
+impl Ticket<'_> {
+    /// Returns the slot, which is the number of the target's vCPU.
+    pub const fn slot(&self) -> u32 {
+        self.number
+    }
+
+    /// Answers the request. Then the device model completes it by hypercall.
+    pub fn answer(self, data: u64) {
+        // Relaxed: ordered by the release below.
+        self.slot.data.store(data, Ordering::Relaxed);
+        // Release: pairs with the acquire in `Server::complete`.
+        let answered = tag(self.generation, State::Answered);
+        self.slot.state.store(answered, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for Ticket<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "slot {}, generation {}", self.number, self.generation)
+    }
+}
+
+impl<'a> Client<'a> {
+    /// Takes up the ring in `lines`.
+    pub fn new(lines: &'a [Line]) -> Result<Self, ClientError> {
+        let layout = read_header(lines)?;
+        let ring = Ring::new(lines, &layout).ok_or(ClientError::Malformed)?;
+        // Relaxed: nobody else writes it from here on.
+        let consumed = low(ring.consumer.load(Ordering::Relaxed));
+        Ok(Self { ring, consumed })
+    }
+
+    /// Returns how many slots there are.
+    pub fn slots(&self) -> usize {
+        self.ring.slot_count()
+    }
+
+    /// Returns what there is to do: for a slot, the writes that were posted before its request, and
+    /// then the request; without one, or if it has no request, the writes posted so far.
+    ///
+    /// The caller takes all of it. What is posted meanwhile is left for the next time, so that no
+    /// target keeps a device model from its other work; EL2 signals it again.
+    pub fn work(&mut self, slot: Option<u32>) -> impl Iterator<Item = Work<'a>> {
+        let found = slot.and_then(|slot| self.request(slot));
+        let (limit, mut request) = match found {
+            // The writes before the request became visible together with it.
+            Some((limit, request)) => (limit, Some(request)),
+            // Acquire: pairs with the release in `Server::post`.
+            None => (low(self.ring.producer.load(Ordering::Acquire)), None),
+        };
+        core::iter::from_fn(move || {
+            let write = self.posted(limit);
+            write.map(Work::Posted).or_else(|| request.take())
+        })
+    }
+
+    /// Returns the request in a slot, if there is one, and how many writes were posted before it.
+    fn request(&self, number: u32) -> Option<(u32, Work<'a>)> {
+        let slot = self.ring.slot(number)?;
+        // Acquire: pairs with the release in `Server::publish`, so that the rest is visible.
+        let state = slot.state.load(Ordering::Acquire);
+        if low(state) != State::Requested as u32 {
+            return None;
+        }
+        // Relaxed: ordered by the acquire above.
+        let operation = slot.operation.load(Ordering::Relaxed);
+        let address = slot.address.load(Ordering::Relaxed);
+        let data = slot.data.load(Ordering::Relaxed);
+        let posted = low(slot.posted.load(Ordering::Relaxed));
+        let ticket = Ticket {
+            number,
+            generation: high(state),
+            slot,
+        };
+        let work = match Request::decode(operation, address, data) {
+            Some(request) => Work::Request(ticket, request),
+            None => Work::Unknown(ticket),
+        };
+        Some((posted, work))
+    }
+
+    /// Takes the next posted write before `limit`, if any is left; what is no write is passed over.
+    fn posted(&mut self, limit: u32) -> Option<PostedWrite> {
+        loop {
+            // More than the ring holds is less than nothing: the limit was passed before.
+            let left = limit.wrapping_sub(self.consumed);
+            if left == 0 || left > self.ring.capacity {
+                return None;
+            }
+            let entry = self.ring.entry(self.consumed)?;
+            // Relaxed: ordered by the acquire that showed us the limit.
+            let operation = entry.operation.load(Ordering::Relaxed);
+            let address = entry.address.load(Ordering::Relaxed);
+            let data = entry.data.load(Ordering::Relaxed);
+            self.consumed = self.consumed.wrapping_add(1);
+            // Release: pairs with the acquire in `Server::post`: the entry has been read.
+            self.ring
+                .consumer
+                .store(u64::from(self.consumed), Ordering::Release);
+            if let Some(write) = PostedWrite::decode(operation, address, data) {
+                return Some(write);
+            }
+        }
+    }
+}

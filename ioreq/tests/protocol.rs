@@ -1,0 +1,400 @@
+//! Both ends of a ring, one step after the other.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::{attached, memory, read, write};
+use ioreq::{
+    AttachError, Client, ClientError, Kind, Line, PostError, ProtocolError, PublishError, Request,
+    Server, ServerError, ServerWork, State, TakeError, Width, Work,
+};
+use std::sync::atomic::Ordering;
+
+/// The word of a line, as somebody who does not keep to the protocol reaches it.
+fn word(lines: &[Line], line: usize, word: usize) -> &std::sync::atomic::AtomicU64 {
+    &lines[line].words()[word]
+}
+
+const PRODUCER: usize = 1;
+const CONSUMER: usize = 2;
+const SLOT0: usize = 3;
+
+fn requests(client: &mut Client<'_>, slot: u32) -> Vec<String> {
+    let mut seen = Vec::new();
+    for work in client.work(Some(slot)) {
+        match work {
+            Work::Posted(write) => seen.push(format!("write {:#x}", write.address)),
+            Work::Request(ticket, request) => {
+                seen.push(format!("{:?} {:#x}", request.kind, request.address));
+                ticket.answer(request.address + 1);
+            }
+            Work::Unknown(ticket) => ticket.answer(!0),
+        }
+    }
+    seen
+}
+
+#[test]
+fn a_request_is_answered_with_what_the_device_model_says() {
+    let (layout, lines) = memory(2, 4);
+    let (server, _) = attached(layout, &lines);
+    let mut client = Client::new(&lines).unwrap();
+    assert_eq!(client.slots(), 2);
+    for round in 0..3 {
+        for slot in [0, 1] {
+            let request = read(0x1000 + u64::from(slot));
+            let pending = server.publish(slot, request).unwrap();
+            assert_eq!((pending.slot(), *pending.request()), (slot, request));
+            assert_eq!(server.next_work(), Some(ServerWork::Slot(slot)));
+            assert_eq!(server.take_answer(&pending), Err(TakeError::NotYet));
+            assert_eq!(server.outstanding().collect::<Vec<_>>(), [slot]);
+            let Some(Work::Request(ticket, seen)) = client.work(Some(slot)).next() else {
+                panic!("round {round}: no request in {slot}");
+            };
+            assert_eq!((ticket.slot(), seen), (slot, request));
+            ticket.answer(0x1_2345_6789);
+            assert_eq!(server.take_answer(&pending), Err(TakeError::NotYet));
+            assert_eq!(server.complete(slot), Ok(()));
+            assert_eq!(server.take_answer(&pending), Ok(0x2345_6789));
+            assert_eq!(server.outstanding().next(), None);
+        }
+    }
+    assert!(!server.has_work());
+}
+
+#[test]
+fn posted_writes_arrive_in_order_and_before_a_later_request() {
+    let (layout, lines) = memory(1, 4);
+    let (server, mut poster) = attached(layout, &lines);
+    let mut client = Client::new(&lines).unwrap();
+    for round in 0..5 {
+        server.post(&mut poster, &write(1, 1)).unwrap();
+        server.post(&mut poster, &write(2, 2)).unwrap();
+        let pending = server.publish(0, read(3)).unwrap();
+        server.post(&mut poster, &write(4, 4)).unwrap();
+        let expected = ["write 0x1", "write 0x2", "MmioRead 0x3"];
+        assert_eq!(requests(&mut client, 0), expected, "round {round}");
+        server.complete(0).unwrap();
+        assert_eq!(server.take_answer(&pending), Ok(4));
+        // The write that came after the request: the slot is empty now.
+        assert_eq!(requests(&mut client, 0), ["write 0x4"]);
+        assert_eq!(client.work(None).count(), 0);
+    }
+    assert_eq!(server.next_work(), Some(ServerWork::Posted));
+}
+
+#[test]
+fn writes_that_were_taken_already_are_not_taken_again_for_an_older_request() {
+    let (layout, lines) = memory(1, 4);
+    let (server, mut poster) = attached(layout, &lines);
+    let mut client = Client::new(&lines).unwrap();
+    server.post(&mut poster, &write(1, 1)).unwrap();
+    let _pending = server.publish(0, read(2)).unwrap();
+    server.post(&mut poster, &write(3, 3)).unwrap();
+    assert_eq!(client.work(None).count(), 2);
+    assert_eq!(requests(&mut client, 0), ["MmioRead 0x2"]);
+}
+
+#[test]
+fn a_full_ring_is_followed_by_the_same_write_as_a_request() {
+    let (layout, lines) = memory(1, 2);
+    let (server, mut poster) = attached(layout, &lines);
+    let mut client = Client::new(&lines).unwrap();
+    server.post(&mut poster, &write(1, 1)).unwrap();
+    server.post(&mut poster, &write(2, 2)).unwrap();
+    let third = write(3, 3);
+    assert_eq!(server.post(&mut poster, &third), Err(PostError::Full));
+    let pending = server.publish(0, third.synchronous()).unwrap();
+    let expected = ["write 0x1", "write 0x2", "MmioWrite 0x3"];
+    assert_eq!(requests(&mut client, 0), expected);
+    server.complete(0).unwrap();
+    assert_eq!(server.take_answer(&pending), Ok(0), "a write has no data");
+    assert_eq!(server.post(&mut poster, &third), Ok(()));
+}
+
+#[test]
+fn a_server_without_a_posted_ring_sends_all_writes_as_requests() {
+    let (layout, lines) = memory(1, 0);
+    let (server, mut poster) = attached(layout, &lines);
+    assert_eq!(server.post(&mut poster, &write(1, 1)), Err(PostError::Full));
+    let _pending = server.publish(0, write(1, 1).synchronous()).unwrap();
+    let mut client = Client::new(&lines).unwrap();
+    assert_eq!(requests(&mut client, 0), ["MmioWrite 0x1"]);
+    assert_eq!(client.work(None).count(), 0);
+}
+
+#[test]
+fn indexes_wrap_around() {
+    let (layout, lines) = memory(1, 2);
+    let (server, mut poster) = attached(layout, &lines);
+    let mut client = Client::new(&lines).unwrap();
+    for index in 0..100 {
+        server.post(&mut poster, &write(index, 0)).unwrap();
+        assert_eq!(requests(&mut client, 0), [format!("write {index:#x}")]);
+    }
+    assert_eq!(word(&lines, PRODUCER, 0).load(Ordering::Relaxed), 100);
+    assert_eq!(word(&lines, CONSUMER, 0).load(Ordering::Relaxed), 100);
+}
+
+#[test]
+fn a_slot_takes_one_request_at_a_time() {
+    let (layout, lines) = memory(1, 0);
+    let (server, _) = attached(layout, &lines);
+    assert_eq!(
+        server.publish(1, read(0)).unwrap_err(),
+        PublishError::NoSuchSlot
+    );
+    let pending = server.publish(0, read(0)).unwrap();
+    assert_eq!(
+        server.publish(0, read(0)).unwrap_err(),
+        PublishError::Outstanding
+    );
+    let mut client = Client::new(&lines).unwrap();
+    assert_eq!(requests(&mut client, 0).len(), 1);
+    server.complete(0).unwrap();
+    assert_eq!(
+        server.publish(0, read(0)).unwrap_err(),
+        PublishError::Outstanding,
+        "the answer has not been taken"
+    );
+    assert_eq!(server.take_answer(&pending), Ok(1));
+    assert_eq!(server.take_answer(&pending), Err(TakeError::NotYet));
+    assert!(server.publish(0, read(0)).is_ok());
+}
+
+#[test]
+#[rustfmt::skip]
+fn a_completion_that_breaks_the_protocol_is_refused_and_the_request_stays() {
+    let cases = [
+        // what the device model left in the slot's state, and what it is told
+        (0x0000_0002_0000_0000, ProtocolError::NotAnswered(State::Free)),
+        (0x0000_0002_0000_0001, ProtocolError::NotAnswered(State::Requested)),
+        (0x0000_0001_0000_0002, ProtocolError::Stale { asked: 2, answered: 1 }),
+        (0x0000_0003_0000_0002, ProtocolError::Stale { asked: 2, answered: 3 }),
+        (0x0000_0002_0000_0003, ProtocolError::UnknownState(3)),
+        (0xffff_ffff_ffff_ffff, ProtocolError::UnknownState(0xffff_ffff)),
+    ];
+    for (state, error) in cases {
+        let (layout, lines) = memory(2, 0);
+        let (server, _) = attached(layout, &lines);
+        let mut client = Client::new(&lines).unwrap();
+        let first = server.publish(0, read(0)).unwrap();
+        requests(&mut client, 0);
+        server.complete(0).unwrap();
+        assert_eq!(server.take_answer(&first), Ok(1));
+        let second = server.publish(0, read(8)).unwrap();
+        word(&lines, SLOT0, 0).store(state, Ordering::Relaxed);
+        assert_eq!(server.complete(0), Err(error), "{state:#x}");
+        assert_eq!(server.take_answer(&second), Err(TakeError::NotYet));
+        // Another slot is not hurt, and the right answer is still taken.
+        let other = server.publish(1, read(16)).unwrap();
+        requests(&mut client, 1);
+        assert_eq!(server.complete(1), Ok(()));
+        assert_eq!(server.take_answer(&other), Ok(17));
+        word(&lines, SLOT0, 3).store(5, Ordering::Relaxed);
+        word(&lines, SLOT0, 0).store(0x2_0000_0002, Ordering::Relaxed);
+        assert_eq!(server.complete(0), Ok(()));
+        assert_eq!(server.take_answer(&second), Ok(5));
+    }
+}
+
+#[test]
+fn nothing_is_completed_that_was_not_asked() {
+    let (layout, lines) = memory(1, 0);
+    let (server, _) = attached(layout, &lines);
+    assert_eq!(server.complete(1), Err(ProtocolError::NoSuchSlot(1)));
+    assert_eq!(server.complete(!0), Err(ProtocolError::NoSuchSlot(!0)));
+    for state in 0..3 {
+        word(&lines, SLOT0, 0).store(state, Ordering::Relaxed);
+        assert_eq!(server.complete(0), Err(ProtocolError::NothingAsked));
+    }
+    let pending = server.publish(0, read(0)).unwrap();
+    requests(&mut Client::new(&lines).unwrap(), 0);
+    assert_eq!(server.complete(0), Ok(()));
+    word(&lines, SLOT0, 0).store(0x1_0000_0002, Ordering::Relaxed);
+    word(&lines, SLOT0, 3).store(0xbad, Ordering::Relaxed);
+    assert_eq!(server.complete(0), Err(ProtocolError::NothingAsked));
+    assert_eq!(server.take_answer(&pending), Ok(1), "as completed");
+    assert_eq!(server.complete(0), Err(ProtocolError::NothingAsked));
+}
+
+#[test]
+fn a_consumer_index_that_cannot_be_is_refused() {
+    let (layout, lines) = memory(1, 2);
+    let (server, mut poster) = attached(layout, &lines);
+    for address in 0..2 {
+        server.post(&mut poster, &write(address, 0)).unwrap();
+    }
+    for consumer in [3, u64::from(u32::MAX), 1 << 32, u64::MAX] {
+        word(&lines, CONSUMER, 0).store(consumer, Ordering::Relaxed);
+        assert_eq!(
+            server.post(&mut poster, &write(2, 0)),
+            Err(PostError::ConsumerIndex(consumer))
+        );
+    }
+    word(&lines, CONSUMER, 0).store(1, Ordering::Relaxed);
+    assert_eq!(server.post(&mut poster, &write(2, 0)), Ok(()));
+    // Backwards again.
+    word(&lines, CONSUMER, 0).store(0, Ordering::Relaxed);
+    assert_eq!(
+        server.post(&mut poster, &write(3, 0)),
+        Err(PostError::ConsumerIndex(0))
+    );
+}
+
+#[test]
+fn when_the_device_model_dies_every_request_is_dropped_and_the_next_one_starts_afresh() {
+    let (layout, lines) = memory(3, 2);
+    let (server, mut poster) = attached(layout, &lines);
+    assert_eq!(server.attach(&mut poster), Err(AttachError::Attached));
+    let mut client = Client::new(&lines).unwrap();
+    let answered = server.publish(0, read(0)).unwrap();
+    requests(&mut client, 0);
+    server.complete(0).unwrap();
+    let lost = server.publish(1, read(8)).unwrap();
+    server.post(&mut poster, &write(1, 1)).unwrap();
+
+    server.detach();
+    assert!(!server.is_attached());
+    assert_eq!(server.outstanding().collect::<Vec<_>>(), [1]);
+    assert_eq!(server.attach(&mut poster), Err(AttachError::Outstanding(1)));
+    assert_eq!(server.take_answer(&answered), Ok(1), "it was in time");
+    assert_eq!(server.take_answer(&lost), Err(TakeError::Dropped));
+    assert_eq!(lost.request().unanswered(), 0xffff_ffff);
+    assert_eq!(
+        server.publish(2, read(0)).unwrap_err(),
+        PublishError::Detached
+    );
+    assert_eq!(
+        server.post(&mut poster, &write(1, 1)),
+        Err(PostError::Detached)
+    );
+
+    for line in &lines {
+        for word in line.words() {
+            word.store(0xdead, Ordering::Relaxed);
+        }
+    }
+    server.attach(&mut poster).unwrap();
+    assert!(!server.has_work());
+    let mut client = Client::new(&lines).unwrap();
+    assert_eq!(client.work(None).count(), 0, "the posted write is dropped");
+    let again = server.publish(1, *lost.request()).unwrap();
+    assert_eq!(requests(&mut client, 1), ["MmioRead 0x8"]);
+    server.complete(1).unwrap();
+    assert_eq!(server.take_answer(&again), Ok(9));
+    server.post(&mut poster, &write(1, 1)).unwrap();
+    server.post(&mut poster, &write(2, 1)).unwrap();
+    assert_eq!(client.work(None).count(), 2);
+}
+
+#[test]
+fn an_answer_of_the_old_instance_is_stale_for_the_new_one() {
+    let (layout, lines) = memory(1, 0);
+    let (server, mut poster) = attached(layout, &lines);
+    let old = server.publish(0, read(0)).unwrap();
+    let mut client = Client::new(&lines).unwrap();
+    let Some(Work::Request(ticket, _)) = client.work(Some(0)).next() else {
+        panic!("no request");
+    };
+    server.detach();
+    assert_eq!(server.take_answer(&old), Err(TakeError::Dropped));
+    server.attach(&mut poster).unwrap();
+    let new = server.publish(0, read(0)).unwrap();
+    ticket.answer(7);
+    let stale = ProtocolError::Stale {
+        asked: 2,
+        answered: 1,
+    };
+    assert_eq!(server.complete(0), Err(stale));
+    assert_eq!(server.take_answer(&old), Err(TakeError::NotYet));
+    assert_eq!(server.take_answer(&new), Err(TakeError::NotYet));
+}
+
+#[test]
+fn requests_that_this_version_does_not_know_are_answered_with_ones() {
+    let (layout, lines) = memory(1, 0);
+    let (server, _) = attached(layout, &lines);
+    let mut client = Client::new(&lines).unwrap();
+    let pending = server.publish(0, read(0)).unwrap();
+    word(&lines, SLOT0, 1).store(0x0000_0008_0000_0477, Ordering::Relaxed);
+    let work = client.work(Some(0)).next();
+    let Some(Work::Unknown(ticket)) = work else {
+        panic!("{work:?}");
+    };
+    assert_eq!(format!("{ticket:?}"), "slot 0, generation 1");
+    ticket.answer(!0);
+    server.complete(0).unwrap();
+    assert_eq!(server.take_answer(&pending), Ok(0xffff_ffff));
+}
+
+#[test]
+fn a_posted_entry_that_is_no_write_is_passed_over() {
+    let (layout, lines) = memory(0, 2);
+    let (server, mut poster) = attached(layout, &lines);
+    let mut client = Client::new(&lines).unwrap();
+    server.post(&mut poster, &write(1, 1)).unwrap();
+    server.post(&mut poster, &write(2, 2)).unwrap();
+    word(&lines, SLOT0, 0).store(0, Ordering::Relaxed);
+    let work: Vec<_> = client.work(None).collect();
+    let [Work::Posted(second)] = work.as_slice() else {
+        panic!("{work:?}");
+    };
+    assert_eq!(*second, write(2, 2));
+}
+
+#[test]
+fn all_kinds_and_widths_go_over_unchanged() {
+    let (layout, lines) = memory(1, 0);
+    let (server, _) = attached(layout, &lines);
+    let mut client = Client::new(&lines).unwrap();
+    let kinds = [
+        Kind::ConfigRead,
+        Kind::ConfigWrite,
+        Kind::MmioRead,
+        Kind::MmioWrite,
+        Kind::Reset,
+    ];
+    for kind in kinds {
+        for width in [Width::One, Width::Two, Width::Four, Width::Eight] {
+            let request = Request {
+                kind,
+                width,
+                sbdf: 0xffff_fff9,
+                address: 0x1234_5678_9abc_def0,
+                data: 0xfedc_ba98_7654_3210,
+            };
+            let pending = server.publish(0, request).unwrap();
+            let Some(Work::Request(ticket, seen)) = client.work(Some(0)).next() else {
+                panic!("{request:?}");
+            };
+            assert_eq!(seen, request);
+            ticket.answer(!0);
+            server.complete(0).unwrap();
+            assert_eq!(server.take_answer(&pending), Ok(request.unanswered()));
+        }
+    }
+    let pending = server.publish(0, Request::reset(8)).unwrap();
+    assert_eq!(requests(&mut client, 0), ["Reset 0x0"]);
+    server.complete(0).unwrap();
+    assert_eq!(server.take_answer(&pending), Ok(0));
+}
+
+#[test]
+fn memory_that_does_not_fit_is_refused() {
+    let (layout, lines) = memory(1, 2);
+    for short in 0..lines.len() {
+        let (server, client) = (
+            Server::new(&lines[..short], layout).err(),
+            Client::new(&lines[..short]).err(),
+        );
+        assert_eq!(server, Some(ServerError::TooSmall));
+        assert_eq!(client, Some(ClientError::NoRing));
+    }
+    let (server, _) = attached(layout, &lines);
+    assert_eq!(*server.layout(), layout);
+    let short = Client::new(&lines[..lines.len() - 1]).err();
+    assert_eq!(short, Some(ClientError::Malformed));
+    word(&lines, 0, 1).store(2, Ordering::Relaxed);
+    assert_eq!(Client::new(&lines).err(), Some(ClientError::Version(2)));
+}
