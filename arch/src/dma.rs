@@ -31,6 +31,16 @@ pub trait Pool {
     fn give_back(&mut self, memory: Memory);
 }
 
+/// Returns a number of bytes or entries as an index.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "pointers have 64 bits wherever this runs"
+)]
+pub(crate) const fn index(number: u64) -> usize {
+    const { assert!(size_of::<usize>() == size_of::<u64>()) };
+    number as usize
+}
+
 /// Memory that is shared with a device.
 ///
 /// As the device may access it at any time, it is written and read in single accesses, by shared

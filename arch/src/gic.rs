@@ -33,7 +33,7 @@ pub use redistributor::{Local, Redistributor};
 #[repr(transparent)]
 pub struct IntId(u32);
 
-/// What a range of interrupt numbers is for (2.2, table 2-1).
+/// What a range of interrupt numbers is for (2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Sent by software, from one pCPU to another.
@@ -135,7 +135,7 @@ impl fmt::Display for Affinity {
     }
 }
 
-/// How a line says that there is an interrupt (4.4).
+/// How a line says that there is an interrupt (GICD_ICFGR).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
     /// Pending as long as the line is high.
@@ -214,7 +214,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Checks ArchRev of a peripheral ID register 2 (12.9.37 and 12.11.36).
+/// Checks ArchRev of a peripheral ID register 2 (12.9, 12.11).
 fn check_version(pidr2: u32) -> Result<(), Error> {
     match (pidr2 >> 4) & 0xf {
         3 | 4 => Ok(()),

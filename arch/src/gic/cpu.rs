@@ -14,7 +14,7 @@ use crate::sysreg;
 use tock_registers::register_bitfields;
 
 register_bitfields! {u64,
-    /// Interrupt controller system register enable register (12.2.24).
+    /// Interrupt controller system register enable register (12.2).
     ICC_SRE_EL2 [
         /// System registers, not memory-mapped ones.
         SRE OFFSET(0) NUMBITS(1) [],
@@ -25,14 +25,14 @@ register_bitfields! {u64,
         /// EL1 may access ICC_SRE_EL1.
         Enable OFFSET(3) NUMBITS(1) []
     ],
-    /// Interrupt controller control register (12.2.6).
+    /// Interrupt controller control register (12.2).
     ICC_CTLR_EL1 [
         /// The end of an interrupt only drops its priority.
         EOImode OFFSET(1) NUMBITS(1) [],
         /// Bits of a priority, less one.
         PRIbits OFFSET(8) NUMBITS(3) []
     ],
-    /// Software generated interrupt Group 1 register (12.2.21).
+    /// Software generated interrupt Group 1 register (12.2).
     ICC_SGI1R_EL1 [
         /// One bit for each of 16 values of Aff0.
         TargetList OFFSET(0) NUMBITS(16) [],
@@ -72,7 +72,7 @@ pub fn init() -> Result<(), Error> {
     Ok(())
 }
 
-/// Forgets what was acknowledged before us and never ended (12.2.4): how many registers there are
+/// Forgets what was acknowledged before us and never ended (12.2): how many registers there are
 /// follows from the number of priority bits.
 fn clear_active_priorities() {
     let bits = ICC_CTLR_EL1::PRIbits.read(sysreg::read!("icc_ctlr_el1")) + 1;
@@ -87,7 +87,7 @@ fn clear_active_priorities() {
     asm::isb();
 }
 
-/// Takes the interrupt of highest priority that is pending for this pCPU (12.2.14).
+/// Takes the interrupt of highest priority that is pending for this pCPU (12.2).
 #[inline]
 #[expect(
     clippy::cast_possible_truncation,
@@ -103,14 +103,14 @@ pub fn acknowledge() -> Option<IntId> {
     }
 }
 
-/// Lets interrupts of the same and of lower priority through again (12.2.10).
+/// Lets interrupts of the same and of lower priority through again (12.2).
 #[inline]
 pub fn drop_priority(id: IntId) {
     sysreg::write!("icc_eoir1_el1", u64::from(id.get()));
     asm::isb();
 }
 
-/// Makes an interrupt inactive, so that it can come again (12.2.9). LPIs need none.
+/// Makes an interrupt inactive, so that it can come again (12.2). LPIs need none.
 #[inline]
 pub fn deactivate(id: IntId) {
     sysreg::write!("icc_dir_el1", u64::from(id.get()));

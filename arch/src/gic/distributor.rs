@@ -16,7 +16,7 @@ use crate::mmio::{Bus, Reg32, Reg64, wait_until};
 use tock_registers::{LocalRegisterCopy, register_bitfields};
 
 register_bitfields! {u32,
-    /// Distributor control register (12.9.4), with one Security state or as Non-secure sees it.
+    /// Distributor control register (12.9), with one Security state or as Non-secure sees it.
     CTLR [
         /// Group 1 is on (`EnableGrp1A` where there are two Security states).
         EnableGrp1 OFFSET(1) NUMBITS(1) [],
@@ -25,7 +25,7 @@ register_bitfields! {u32,
         /// A write has not taken effect everywhere.
         RWP OFFSET(31) NUMBITS(1) []
     ],
-    /// Interrupt controller type register (12.9.38).
+    /// Interrupt controller type register (12.9).
     TYPER [
         /// Shared interrupts up to 32 * (n + 1) - 1, or 1019.
         ITLinesNumber OFFSET(0) NUMBITS(5) [],
@@ -59,7 +59,7 @@ struct Bank {
     irouter: Reg64,
 }
 
-/// Interrupts 0 to 1019. The first 32 are the redistributors' (table 12-25).
+/// Interrupts 0 to 1019. The first 32 are the redistributors' (12.8).
 const SHARED: Bank = Bank {
     first: 0,
     igroupr: Reg32::at(0x0080),
@@ -74,7 +74,7 @@ const SHARED: Bank = Bank {
     irouter: Reg64::at(0x6000),
 };
 
-/// Interrupts 4096 to 5119 (table 12-25, the registers with an E at the end).
+/// Interrupts 4096 to 5119 (12.8, the registers with an E at the end).
 const EXTENDED: Bank = Bank {
     first: 4096,
     igroupr: Reg32::at(0x1000),
@@ -134,7 +134,7 @@ impl<B: Bus> Distributor<B> {
     /// Puts all shared interrupts into Group 1, disabled, inactive, not pending, level, of normal
     /// priority and routed to `boot`, and turns the distributor on with affinity routing.
     pub fn init(&mut self, boot: Affinity) -> Result<(), Error> {
-        // Affinity routing must not change while a group is enabled (12.9.4).
+        // Affinity routing must not change while a group is enabled (12.9).
         GICD_CTLR.set(&self.bus, 0);
         self.wait()?;
         let (shared, extended) = self.limits();
@@ -273,7 +273,7 @@ impl<B: Bus> Distributor<B> {
     }
 
     /// Says what the line of an interrupt is like, and returns whether the distributor lets that be
-    /// chosen. The interrupt must be disabled (12.9.9).
+    /// chosen. The interrupt must be disabled (12.9).
     ///
     /// The interrupts of 16 share a register, hence `&mut`.
     pub fn configure(&mut self, spi: Spi, trigger: Trigger) -> bool {

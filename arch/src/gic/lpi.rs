@@ -14,7 +14,7 @@ use tock_registers::fields::FieldValue;
 use tock_registers::{LocalRegisterCopy, register_bitfields};
 
 register_bitfields! {u64,
-    /// GICR_PROPBASER (12.11.27) and GICR_PENDBASER (12.11.26) in one; each has its own fields at
+    /// GICR_PROPBASER (12.11) and GICR_PENDBASER (12.11) in one; each has its own fields at
     /// the ends.
     BASER [
         /// PROPBASER: bits of an interrupt number, less one.
@@ -41,7 +41,7 @@ const MAX_ID_BITS: u32 = 20;
 
 /// The LPI is let through.
 const ENABLE: u8 = 1 << 0;
-/// Reads as one (table 5-1).
+/// Reads as one (5.1.1).
 const RES1: u8 = 1 << 1;
 
 /// The configuration of all LPIs.

@@ -16,14 +16,14 @@ use crate::mmio::{Bus, Part, Reg32, Reg64, wait_until};
 use tock_registers::{LocalRegisterCopy, register_bitfields};
 
 register_bitfields! {u32,
-    /// Redistributor control register (12.11.2).
+    /// Redistributor control register (12.11).
     CTLR [
         /// LPIs are on.
         EnableLPIs OFFSET(0) NUMBITS(1) [],
         /// A write has not taken effect everywhere.
         RWP OFFSET(3) NUMBITS(1) []
     ],
-    /// Redistributor wake register (12.11.42).
+    /// Redistributor wake register (12.11).
     WAKER [
         /// The pCPU is taken to be asleep.
         ProcessorSleep OFFSET(1) NUMBITS(1) [],
@@ -33,7 +33,7 @@ register_bitfields! {u32,
 }
 
 register_bitfields! {u64,
-    /// Redistributor type register (12.11.35).
+    /// Redistributor type register (12.11).
     TYPER [
         /// There are physical LPIs.
         PLPIS OFFSET(0) NUMBITS(1) [],
@@ -58,7 +58,7 @@ const GICR_PENDBASER: Reg64 = Reg64::at(0x0078);
 const GICR_PIDR2: Reg32 = Reg32::at(0xffe8);
 
 // The second frame. The registers of the extended private interrupts follow at once on those of the
-// first 32 (table 12-28), so that one array holds both.
+// first 32 (12.10), so that one array holds both.
 const GICR_IGROUPR: Reg32 = Reg32::at(0x10080);
 const GICR_ISENABLER: Reg32 = Reg32::at(0x10100);
 const GICR_ICENABLER: Reg32 = Reg32::at(0x10180);
@@ -184,7 +184,7 @@ impl<B: Bus> Redistributor<B> {
         self.wait()
     }
 
-    /// Wakes the redistributor up (12.11.42). Where only Secure software may, the register reads as
+    /// Wakes the redistributor up (12.11). Where only Secure software may, the register reads as
     /// zero: awake.
     fn wake(&self) -> Result<(), Error> {
         GICR_WAKER.modify(&self.bus, WAKER::ProcessorSleep::CLEAR);
@@ -262,7 +262,7 @@ impl<B: Bus> Redistributor<B> {
     }
 
     /// Says what the line of a PPI is like, and returns whether the redistributor lets that be
-    /// chosen. The interrupt must be disabled (12.11.8).
+    /// chosen. The interrupt must be disabled (12.11).
     pub fn configure(&mut self, local: Local, trigger: Trigger) -> bool {
         let register = GICR_ICFGR.nth(local.index() / 16);
         let edge = 0b10 << (2 * (local.index() % 16));
@@ -297,7 +297,7 @@ impl<B: Bus> Redistributor<B> {
         Ok(())
     }
 
-    /// Turns off LPIs that firmware left on. Not every implementation can (12.11.2).
+    /// Turns off LPIs that firmware left on. Not every implementation can (12.11).
     fn disable_lpis(&self) -> Result<(), Error> {
         if !GICR_CTLR.read(&self.bus).is_set(CTLR::EnableLPIs) {
             return Ok(());

@@ -24,7 +24,7 @@ mod fields {
     use super::register_bitfields;
 
     register_bitfields! {u64,
-        /// Hyp control register (12.4.5).
+        /// Hyp control register (12.4).
         pub ICH_HCR_EL2 [
             /// The virtual interface is on.
             En OFFSET(0) NUMBITS(1) [],
@@ -55,7 +55,7 @@ mod fields {
             /// How often the guest ended what no list register holds.
             EOIcount OFFSET(27) NUMBITS(5) []
         ],
-        /// VGIC type register (12.4.9).
+        /// VGIC type register (12.4).
         pub ICH_VTR_EL2 [
             /// List registers, less one.
             ListRegs OFFSET(0) NUMBITS(5) [],
@@ -74,7 +74,7 @@ mod fields {
             /// Bits of a priority, less one.
             PRIbits OFFSET(29) NUMBITS(3) []
         ],
-        /// Virtual machine control register (12.4.8): the guest's view of its CPU interface.
+        /// Virtual machine control register (12.4): the guest's view of its CPU interface.
         pub ICH_VMCR_EL2 [
             /// ICC_IGRPEN0_EL1.
             VENG0 OFFSET(0) NUMBITS(1) [],
@@ -93,7 +93,7 @@ mod fields {
             /// ICC_PMR_EL1.
             VPMR OFFSET(24) NUMBITS(8) []
         ],
-        /// Maintenance interrupt status register (12.4.7).
+        /// Maintenance interrupt status register (12.4).
         pub ICH_MISR_EL2 [
             /// An interrupt ended that asked for it.
             EOI OFFSET(0) NUMBITS(1) [],
@@ -112,7 +112,7 @@ mod fields {
             /// Group 1 is disabled.
             VGrp1D OFFSET(7) NUMBITS(1) []
         ],
-        /// List register (12.4.6).
+        /// List register (12.4).
         pub ICH_LR_EL2 [
             /// What the guest acknowledges.
             vINTID OFFSET(0) NUMBITS(32) [],
@@ -213,13 +213,13 @@ register! {
     read_vmcr, write_vmcr, "ich_vmcr_el2"
 }
 
-/// Reads which list registers are empty and have no EOI to report, a bit each (12.4.4).
+/// Reads which list registers are empty and have no EOI to report, a bit each (12.4).
 #[inline(always)]
 pub fn read_elrsr() -> u64 {
     sysreg::read!("ich_elrsr_el2")
 }
 
-/// Reads which list registers have an EOI to report, a bit each (12.4.3).
+/// Reads which list registers have an EOI to report, a bit each (12.4).
 #[inline(always)]
 pub fn read_eisr() -> u64 {
     sysreg::read!("ich_eisr_el2")
