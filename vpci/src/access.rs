@@ -68,7 +68,7 @@ impl Offset {
     /// Returns the part of an ECAM offset that lies inside the function.
     #[must_use]
     pub const fn in_function(ecam: u64) -> Self {
-        Self((ecam & (Self::SPACE as u64 - 1)) as u16)
+        Self((ecam & 0xfff) as u16)
     }
 
     /// Returns the byte offset.

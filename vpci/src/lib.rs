@@ -11,14 +11,24 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::indexing_slicing))]
 
+extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
 mod access;
 mod address;
+mod bar;
+mod bus;
 pub mod ecam;
+mod emulated;
+mod memory;
+pub mod register;
 mod sbdf;
 
 pub use access::{ConfigAccess, Offset, PhysicalConfig, Size};
 pub use address::{BusAddress, BusRange};
+pub use bar::{BarIndex, BarInfo, BarKind, PAGE, Pages};
+pub use bus::{Bus, BusError, Decoder, Owner};
+pub use emulated::Emulated;
+pub use memory::{ClaimError, Claimed, MemoryMap, Released};
 pub use sbdf::{ParseSbdfError, Sbdf};
