@@ -1,0 +1,1002 @@
+//! A passed-through function: the config space that a guest sees of it.
+//!
+//! ```text
+//!               read                     write
+//!                 |                        |
+//!      cells: one for each dword, value and number of its row
+//!                 |                        |
+//!   value, or the device's bits     rows: masks, and what to do
+//!                                          |
+//!                                     next_effect: what the kernel has to do
+//! ```
+//!
+//! The values that a guest can read are worked out when the function is built and kept in one array,
+//! so that a read is an indexed load; only fields that the tables call live go to the device.
+//!
+//! A write changes the model and nothing else. What it means for the machine is found by comparing
+//! what the model wants with what the kernel was told last, so that nothing is lost however many
+//! things change at once, and a reset is no special case.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::bar::{BarKind, PAGE, Pages};
+use crate::capability::{self, Capability, extended, id};
+use crate::emulated::MULTI_FUNCTION;
+use crate::msi::{self, Msi};
+use crate::msix::{self, Area, Layout, Message};
+use crate::register::{Register, Table};
+use crate::{
+    BarIndex, BarInfo, BusAddress, BusRange, ConfigAccess, Offset, PhysicalConfig, Size, tables,
+};
+
+/// Where a guest finds the function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// On the root bus: a PCI Express endpoint shows as integrated in the root complex, without link.
+    RootBus,
+    /// Below a port, with a link.
+    BelowPort,
+}
+
+/// Whether a guest sees the function's interrupt pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// It has none.
+    Hidden,
+    /// It has the physical one, and the kernel routes it.
+    Shown,
+}
+
+/// What the kernel knows of a function that is to be passed through.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup<'a> {
+    /// Its BARs.
+    pub bars: &'a [BarInfo],
+    /// Where the domain's functions send their MSIs.
+    pub doorbell: BusAddress,
+    /// Where the guest finds it.
+    pub position: Position,
+    /// Whether the guest sees its interrupt pin.
+    pub pin: Pin,
+}
+
+/// Why a function cannot be passed through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BuildError {
+    /// Nothing answers.
+    Absent,
+    /// Not a type 0 header: a bridge, or unknown.
+    HeaderLayout(u8),
+    /// A BAR is described twice, or as none can be.
+    Bar(BarIndex),
+    /// The MSI-X table or its pending bits are not inside a memory BAR.
+    Msix,
+    /// No memory is left for the model.
+    NoMemory,
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("no function answers there"),
+            Self::HeaderLayout(layout) => {
+                write!(f, "header layout {layout:#x} is not an endpoint's")
+            }
+            Self::Bar(bar) => write!(f, "{bar} is not one that a function can have"),
+            Self::Msix => f.write_str("its MSI-X table is not inside a memory BAR"),
+            Self::NoMemory => f.write_str("no memory left for its config space"),
+        }
+    }
+}
+
+impl core::error::Error for BuildError {}
+
+/// Whether the kernel has something to do after a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// [`Function::next_effect`] says what.
+    Effects,
+}
+
+/// What the kernel has to do. Effects come in the order in which they have to be carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Effect {
+    /// The BAR no longer decodes `range`.
+    UnmapBar {
+        /// Which BAR.
+        bar: BarIndex,
+        /// Where it was.
+        range: BusRange,
+    },
+    /// The BAR decodes `range`, if the bus has it to give: see [`crate::MemoryMap::claim_or_wait`].
+    MapBar {
+        /// Which BAR.
+        bar: BarIndex,
+        /// Where it is.
+        range: BusRange,
+    },
+    /// The function may, or may not, access memory and send MSIs.
+    BusMaster {
+        /// Whether it may.
+        enabled: bool,
+    },
+    /// The function may, or may not, assert its interrupt pin.
+    Intx {
+        /// Whether it may.
+        enabled: bool,
+    },
+    /// MSI was set up, masked or turned off.
+    Msi(Msi),
+    /// MSI-X as a whole was turned on or off, or masked.
+    Msix {
+        /// MSI-X Enable.
+        enabled: bool,
+        /// Function Mask.
+        masked: bool,
+    },
+    /// One MSI-X vector was set up or masked.
+    MsixVector {
+        /// Its number in the table.
+        vector: u16,
+        /// What it is to send.
+        message: Message,
+    },
+    /// The guest asked for a function level reset. The model is reset already.
+    Reset,
+}
+
+/// Answer to a read in a BAR that was not mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum BarRead {
+    /// The model answers.
+    Value(u64),
+    /// The device answers, with an access of the same size.
+    Device {
+        /// Where, in the machine's physical memory.
+        host: u64,
+    },
+}
+
+/// What becomes of a write to a BAR that was not mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum BarWrite {
+    /// The model took it.
+    Done(Change),
+    /// It is the device's, with an access of the same size.
+    Device {
+        /// Where, in the machine's physical memory.
+        host: u64,
+    },
+}
+
+/// Command register, section 7.5.1.1.3.
+mod command {
+    pub(super) const MEMORY: u32 = 1 << 1;
+    pub(super) const BUS_MASTER: u32 = 1 << 2;
+    pub(super) const INTERRUPT_DISABLE: u32 = 1 << 10;
+}
+
+/// PowerState in the power management capability, section 7.5.2.2.
+const POWER_STATE: u32 = 0b11;
+const D3_HOT: u32 = 0b11;
+const NO_SOFT_RESET: u32 = 1 << 3;
+
+/// Device Capabilities and Device Control, sections 7.5.3.3 and 7.5.3.4.
+const FLR_CAPABLE: u32 = 1 << 28;
+const INITIATE_FLR: u32 = 1 << 15;
+/// Relaxed ordering and no snoop on, 512 byte reads: what Device Control is after a reset.
+const DEVICE_CONTROL_RESET: u32 = 0x2810;
+
+/// MSI-X Message Control, in the upper half of the capability's first dword.
+const MSIX_ENABLE: u32 = 1 << 31;
+const MSIX_MASK: u32 = 1 << 30;
+
+/// Command and Status, by number of the dword.
+const COMMAND: usize = 1;
+const HEADER_TYPE: usize = 3;
+const CAPABILITIES_POINTER: usize = 0x34 / 4;
+const CAPABILITIES_LIST: u32 = 1 << 20;
+
+/// One dword of config space.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cell {
+    /// What a read gives, apart from live bits.
+    value: u32,
+    /// Its row; 0 for a dword that never changes.
+    row: u16,
+    /// Whether some bits are live.
+    live: bool,
+}
+
+/// What a write to a dword leads to, besides the new value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    /// Nothing.
+    None,
+    /// The kernel may have to do something.
+    Effects,
+    /// The power state may have changed.
+    Power,
+    /// A function level reset may be wanted.
+    DeviceControl,
+}
+
+/// A dword that is more than a constant.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    register: Register,
+    /// Its value after a reset.
+    reset: u32,
+    action: Action,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bar {
+    info: BarInfo,
+    /// Where the kernel was told that it is.
+    told: Option<BusRange>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct MsiModel {
+    form: msi::Form,
+    /// First dword of the capability.
+    dword: usize,
+    told: Msi,
+}
+
+#[derive(Debug)]
+struct MsixModel {
+    layout: Layout,
+    table: msix::Table,
+    /// First dword of the capability.
+    dword: usize,
+    /// MSI-X Enable and Function Mask, as the kernel was told.
+    told: u32,
+}
+
+/// A physical function, and what a guest sees of it.
+#[derive(Debug)]
+pub struct Function<P> {
+    device: P,
+    cells: Vec<Cell>,
+    rows: Vec<Row>,
+    bars: [Option<Bar>; BarIndex::COUNT as usize],
+    doorbell: BusAddress,
+    msi: Option<MsiModel>,
+    msix: Option<MsixModel>,
+    /// Dword of the power management capability that holds PowerState.
+    power: Option<usize>,
+    /// The bits of Command that the kernel was told of.
+    told: u32,
+    reset_wanted: bool,
+    /// Whether an effect may be left.
+    pending: bool,
+}
+
+impl<P: PhysicalConfig> Function<P> {
+    /// Builds the model of the function that `device` reaches. The device is only read.
+    ///
+    /// # Errors
+    ///
+    /// If there is no endpoint, if its BARs or its MSI-X table are not as they can be, or if memory
+    /// is short.
+    pub fn new(device: P, setup: &Setup<'_>) -> Result<Self, BuildError> {
+        let header = [0x00, 0x0c].map(|offset| capability::dword(&device, offset));
+        let [identity, layout] = header;
+        if identity & 0xffff == 0xffff {
+            return Err(BuildError::Absent);
+        }
+        let layout = (layout >> 16 & 0x7f) as u8;
+        if layout != 0 {
+            return Err(BuildError::HeaderLayout(layout));
+        }
+        let mut function = Self {
+            device,
+            cells: Vec::new(),
+            rows: Vec::new(),
+            bars: [None; BarIndex::COUNT as usize],
+            doorbell: setup.doorbell,
+            msi: None,
+            msix: None,
+            power: None,
+            told: 0,
+            reset_wanted: false,
+            pending: false,
+        };
+        Builder::new(&mut function).build(setup)?;
+        Ok(function)
+    }
+
+    /// Returns the way to the physical function's config space.
+    pub const fn device(&self) -> &P {
+        &self.device
+    }
+
+    /// Answers a read of config space.
+    #[inline]
+    #[must_use]
+    pub fn read(&self, access: ConfigAccess) -> u32 {
+        let Some(cell) = self.cells.get(access.offset().dword()) else {
+            return 0;
+        };
+        if cell.live {
+            return self.read_live(*cell, access);
+        }
+        access.extract(cell.value)
+    }
+
+    /// Takes a write of config space.
+    pub fn write(&mut self, access: ConfigAccess, value: u32) -> Change {
+        let index = access.offset().dword();
+        let Some(cell) = self.cells.get_mut(index).filter(|cell| cell.row != 0) else {
+            return Change::None;
+        };
+        let Some(&row) = self.rows.get(usize::from(cell.row) - 1) else {
+            return Change::None;
+        };
+        let (written, enables) = (access.place(value), access.enables());
+        let before = cell.value;
+        let after = row.register.after_write(before, written, enables);
+        cell.value = after;
+        self.clear_in_device(access, written & enables & row.register.live_rw1c);
+        if before == after {
+            return Change::None;
+        }
+        match row.action {
+            Action::None => return Change::None,
+            Action::Effects => {}
+            Action::Power => self.change_power(index, before, after),
+            Action::DeviceControl => self.change_device_control(after),
+        }
+        self.pending = true;
+        Change::Effects
+    }
+
+    /// Returns the function to its state after power-on. Effects follow for all that has to be
+    /// undone; the device itself is the kernel's to reset.
+    pub fn reset(&mut self) -> Change {
+        for cell in self.cells.iter_mut().filter(|cell| cell.row != 0) {
+            if let Some(row) = self.rows.get(usize::from(cell.row) - 1) {
+                cell.value = row.reset;
+            }
+        }
+        if let Some(msix) = &mut self.msix {
+            msix.table.reset();
+        }
+        self.pending = true;
+        Change::Effects
+    }
+
+    /// Says whether the guest finds other functions at the same device. Matters for function 0.
+    pub fn set_multi_function(&mut self, multi: bool) {
+        let bit = if multi { MULTI_FUNCTION } else { 0 };
+        let Some(cell) = self.cells.get_mut(HEADER_TYPE) else {
+            return;
+        };
+        cell.value = cell.value & !MULTI_FUNCTION | bit;
+        if let Some(row) = self.rows.get_mut(usize::from(cell.row).wrapping_sub(1)) {
+            row.reset = row.reset & !MULTI_FUNCTION | bit;
+        }
+    }
+
+    /// Returns the next thing that the kernel has to do, until there is none left.
+    ///
+    /// Ranges are given up before others are asked for, and a reset comes when all that it ends has
+    /// been ended.
+    pub fn next_effect(&mut self) -> Option<Effect> {
+        if !self.pending {
+            return None;
+        }
+        let effect = self
+            .next_unmap()
+            .or_else(|| self.next_map())
+            .or_else(|| self.next_command())
+            .or_else(|| self.next_msi())
+            .or_else(|| self.next_msix())
+            .or_else(|| core::mem::take(&mut self.reset_wanted).then_some(Effect::Reset));
+        self.pending = effect.is_some();
+        effect
+    }
+
+    /// Returns the function's memory BARs.
+    pub fn bars(&self) -> impl Iterator<Item = BarInfo> {
+        let bars = self.bars.iter().flatten().map(|bar| bar.info);
+        bars.filter(|info| info.kind != BarKind::Io)
+    }
+
+    /// Returns the range that a BAR decodes now, if it is a memory BAR and memory decode is on.
+    #[must_use]
+    pub fn decoded(&self, bar: BarIndex) -> Option<BusRange> {
+        let info = self.bar(bar)?;
+        if !self.is_awake() || self.dword(COMMAND) & command::MEMORY == 0 {
+            return None;
+        }
+        let high = match info.kind {
+            BarKind::Memory64 => self.dword(bar.dword() + 1),
+            BarKind::Memory32 | BarKind::Io => 0,
+        };
+        info.range_at(u64::from(high) << 32 | u64::from(self.dword(bar.dword())))
+    }
+
+    /// Returns the parts of a BAR that may be mapped into the guest: whole pages without anything of
+    /// MSI-X in them. Accesses to the rest trap; see [`Function::read_bar`].
+    pub fn pages(&self, bar: BarIndex) -> impl Iterator<Item = Pages> + use<P> {
+        let info = self.bar(bar).filter(BarInfo::is_mappable);
+        let (host, size) = info.map_or((0, 0), |info| (info.host, info.size));
+        let layout = self.msix.as_ref().map(|msix| msix.layout);
+        let holes = layout.map_or([(0, 0); 2], |layout| {
+            [layout.table, layout.pending].map(|place| hole(&place, bar))
+        });
+        let mut at = 0;
+        core::iter::from_fn(move || {
+            while let Some(&(_, end)) = holes.iter().find(|&&(start, end)| start <= at && at < end)
+            {
+                at = end;
+            }
+            if at >= size {
+                return None;
+            }
+            let starts = holes.iter().map(|&(start, _)| start);
+            let end = starts.filter(|&start| start > at).fold(size, u64::min);
+            let (offset, host, size) = (at, host.checked_add(at)?, end - at);
+            at = end;
+            Some(Pages { offset, host, size })
+        })
+    }
+
+    /// Answers a read of `bytes` bytes at `offset` in a BAR. What no request can express, and what
+    /// is past the end, reads as all ones.
+    pub fn read_bar(&self, bar: BarIndex, offset: u64, bytes: u64) -> BarRead {
+        const ONES: BarRead = BarRead::Value(u64::MAX);
+        let Some(info) = self.bar(bar).filter(|info| in_bar(info, offset, bytes)) else {
+            return ONES;
+        };
+        let table = match self.area(bar, offset) {
+            (Area::Table(offset), Some(msix)) => (offset, &msix.table),
+            _ => {
+                let host = info.host.checked_add(offset);
+                return host.map_or(ONES, |host| BarRead::Device { host });
+            }
+        };
+        let (offset, table) = table;
+        let low = u64::from(table.read(offset));
+        let value = if bytes == 8 {
+            u64::from(table.read(offset + 4)) << 32 | low
+        } else {
+            low >> (offset % 4 * 8) & ((1 << (bytes * 8)) - 1)
+        };
+        BarRead::Value(value)
+    }
+
+    /// Takes a write of `bytes` bytes at `offset` in a BAR. What no request can express, what is
+    /// past the end, and what aims at pending bits is dropped.
+    pub fn write_bar(&mut self, bar: BarIndex, offset: u64, bytes: u64, value: u64) -> BarWrite {
+        const DROPPED: BarWrite = BarWrite::Done(Change::None);
+        let Some(info) = self.bar(bar).filter(|info| in_bar(info, offset, bytes)) else {
+            return DROPPED;
+        };
+        let offset = match self.area(bar, offset).0 {
+            Area::Table(offset) => offset,
+            Area::Pending => return DROPPED,
+            Area::Other => {
+                let host = info.host.checked_add(offset);
+                return host.map_or(DROPPED, |host| BarWrite::Device { host });
+            }
+        };
+        let Some(msix) = &mut self.msix else {
+            return DROPPED;
+        };
+        let shift = offset % 4 * 8;
+        let enables = if bytes == 8 {
+            u64::MAX
+        } else {
+            ((1 << (bytes * 8)) - 1) << shift
+        };
+        let (low, high) = halves(value << shift);
+        let (low_enables, high_enables) = halves(enables);
+        msix.table.write(offset, low, low_enables);
+        if bytes == 8 {
+            msix.table.write(offset + 4, high, high_enables);
+        }
+        if !msix.table.has_changes() {
+            return DROPPED;
+        }
+        self.pending = true;
+        BarWrite::Done(Change::Effects)
+    }
+
+    /// Returns a memory BAR.
+    fn bar(&self, bar: BarIndex) -> Option<BarInfo> {
+        let info = self.bars.get(bar.index())?.as_ref()?.info;
+        (info.kind != BarKind::Io).then_some(info)
+    }
+
+    /// Returns what is at `offset` of a BAR, and the model of MSI-X if there is one.
+    fn area(&self, bar: BarIndex, offset: u64) -> (Area, Option<&MsixModel>) {
+        let msix = self.msix.as_ref();
+        (
+            msix.map_or(Area::Other, |msix| msix.layout.at(bar, offset)),
+            msix,
+        )
+    }
+
+    fn dword(&self, index: usize) -> u32 {
+        self.cells.get(index).map_or(0, |cell| cell.value)
+    }
+
+    /// Answers a read of a dword that has live bits. Asks the device only if they are wanted.
+    #[cold]
+    fn read_live(&self, cell: Cell, access: ConfigAccess) -> u32 {
+        let row = self.rows.get(usize::from(cell.row).wrapping_sub(1));
+        let live = row.map_or(0, |row| row.register.live) & access.enables();
+        if live == 0 {
+            return access.extract(cell.value);
+        }
+        let device = access.place(self.device.read(access.offset(), access.size()));
+        access.extract(cell.value | device & live)
+    }
+
+    /// Writes `ones` to the device, byte by byte, so that bytes without any stay untouched.
+    fn clear_in_device(&self, access: ConfigAccess, ones: u32) {
+        if ones == 0 {
+            return;
+        }
+        let start = access.offset().get() & !3;
+        for (lane, byte) in (0_u16..4).zip(ones.to_le_bytes()) {
+            if let (Some(offset), 1..) = (Offset::new(start + lane), byte) {
+                self.device.write(offset, Size::One, byte.into());
+            }
+        }
+    }
+
+    /// Takes a new power state, unless it is one that is not offered: then the old one stays.
+    fn change_power(&mut self, index: usize, before: u32, after: u32) {
+        if matches!(after & POWER_STATE, 0 | D3_HOT) {
+            return;
+        }
+        if let Some(cell) = self.cells.get_mut(index) {
+            cell.value = after & !POWER_STATE | before & POWER_STATE;
+        }
+    }
+
+    /// Resets the function if the guest asked for it.
+    fn change_device_control(&mut self, after: u32) {
+        if after & INITIATE_FLR != 0 {
+            self.reset_wanted = true;
+            let _: Change = self.reset();
+        }
+    }
+
+    /// Returns whether the function is in D0. In D3hot it answers config requests only, and starts
+    /// none of its own. Section 5.3.1.4.1.
+    fn is_awake(&self) -> bool {
+        self.power
+            .is_none_or(|index| self.dword(index) & POWER_STATE != D3_HOT)
+    }
+
+    fn next_unmap(&mut self) -> Option<Effect> {
+        for bar in BarIndex::all() {
+            let wanted = self.decoded(bar);
+            let Some(Some(model)) = self.bars.get_mut(bar.index()) else {
+                continue;
+            };
+            if let Some(range) = model.told.filter(|&told| Some(told) != wanted) {
+                model.told = None;
+                return Some(Effect::UnmapBar { bar, range });
+            }
+        }
+        None
+    }
+
+    fn next_map(&mut self) -> Option<Effect> {
+        for bar in BarIndex::all() {
+            let wanted = self.decoded(bar);
+            let Some(Some(model)) = self.bars.get_mut(bar.index()) else {
+                continue;
+            };
+            if let (None, Some(range)) = (model.told, wanted) {
+                model.told = wanted;
+                return Some(Effect::MapBar { bar, range });
+            }
+        }
+        None
+    }
+
+    fn next_command(&mut self) -> Option<Effect> {
+        let mut wanted = self.dword(COMMAND);
+        if !self.is_awake() {
+            wanted &= !command::BUS_MASTER;
+        }
+        let differs = (wanted ^ self.told) & (command::BUS_MASTER | command::INTERRUPT_DISABLE);
+        if differs & command::BUS_MASTER != 0 {
+            self.told ^= command::BUS_MASTER;
+            let enabled = wanted & command::BUS_MASTER != 0;
+            return Some(Effect::BusMaster { enabled });
+        }
+        if differs != 0 {
+            self.told ^= command::INTERRUPT_DISABLE;
+            let enabled = wanted & command::INTERRUPT_DISABLE == 0;
+            return Some(Effect::Intx { enabled });
+        }
+        None
+    }
+
+    fn next_msi(&mut self) -> Option<Effect> {
+        let model = self.msi?;
+        let dword = |index| self.dword(model.dword + index);
+        let wanted = model.form.state(dword, self.doorbell);
+        let told = &mut self.msi.as_mut()?.told;
+        if *told == wanted {
+            return None;
+        }
+        *told = wanted;
+        Some(Effect::Msi(wanted))
+    }
+
+    fn next_msix(&mut self) -> Option<Effect> {
+        let control = self.dword(self.msix.as_ref()?.dword) & (MSIX_ENABLE | MSIX_MASK);
+        let msix = self.msix.as_mut()?;
+        if msix.told != control {
+            msix.told = control;
+            return Some(Effect::Msix {
+                enabled: control & MSIX_ENABLE != 0,
+                masked: control & MSIX_MASK != 0,
+            });
+        }
+        let (vector, message) = msix.table.next_change()?;
+        Some(Effect::MsixVector { vector, message })
+    }
+}
+
+/// Returns start and end of the pages that a structure of MSI-X keeps out of a mapping of `bar`.
+fn hole(place: &msix::Place, bar: BarIndex) -> (u64, u64) {
+    if place.bar != bar {
+        return (0, 0);
+    }
+    let end = place.offset.saturating_add(place.size);
+    (place.offset & !(PAGE - 1), end.next_multiple_of(PAGE))
+}
+
+/// Returns whether an access is naturally aligned and inside the BAR.
+fn in_bar(info: &BarInfo, offset: u64, bytes: u64) -> bool {
+    matches!(bytes, 1 | 2 | 4 | 8) && offset.is_multiple_of(bytes) && offset < info.size
+}
+
+/// Splits a value into its lower and its upper half.
+#[expect(clippy::cast_possible_truncation, reason = "the halves are wanted")]
+const fn halves(value: u64) -> (u32, u32) {
+    (value as u32, (value >> 32) as u32)
+}
+
+/// Makes a function's cells and rows.
+struct Builder<'a, P> {
+    function: &'a mut Function<P>,
+    /// Dwords that a structure has taken, so that a broken chain cannot lay one over another.
+    taken: [u64; 16],
+    /// The dword and the shift at which the pointer to the next capability goes.
+    link: (usize, u32),
+    express: bool,
+}
+
+impl<'a, P: PhysicalConfig> Builder<'a, P> {
+    const fn new(function: &'a mut Function<P>) -> Self {
+        Self {
+            function,
+            taken: [0; 16],
+            link: (CAPABILITIES_POINTER, 0),
+            express: false,
+        }
+    }
+
+    fn build(mut self, setup: &Setup<'_>) -> Result<(), BuildError> {
+        self.take(0, &tables::HEADER);
+        self.lay(0, &tables::HEADER)?;
+        self.act(COMMAND, Action::Effects);
+        if setup.pin == Pin::Shown {
+            self.lay(0, &tables::PIN)?;
+        }
+        for info in setup.bars {
+            self.add_bar(*info)?;
+        }
+        // The chain is short: the walk never visits a dword twice.
+        let mut chain = [None; 64];
+        let found = capability::walk(&self.function.device);
+        for (slot, found) in chain.iter_mut().zip(found) {
+            *slot = Some(found);
+        }
+        for found in chain.into_iter().flatten() {
+            self.add_capability(found, setup.position)?;
+        }
+        if self.express {
+            self.add_serial_number()?;
+        }
+        for cell in &self.function.cells {
+            let row = usize::from(cell.row).wrapping_sub(1);
+            if let Some(row) = self.function.rows.get_mut(row) {
+                row.reset = cell.value;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the dwords of a structure; `false` if it does not fit or another one has any of them.
+    fn take(&mut self, base: u16, table: &Table) -> bool {
+        let (first, last) = (base / 4, (base + table.size) / 4);
+        let end = if base < 0x100 { 0x100 } else { Offset::SPACE };
+        if base + table.size > end {
+            return false;
+        }
+        let bits = |dword: u16| (usize::from(dword / 64), 1_u64 << (dword % 64));
+        for dword in first..last {
+            let (word, bit) = bits(dword);
+            if self.taken.get(word).is_none_or(|word| word & bit != 0) {
+                return false;
+            }
+        }
+        for dword in first..last {
+            let (word, bit) = bits(dword);
+            if let Some(word) = self.taken.get_mut(word) {
+                *word |= bit;
+            }
+        }
+        true
+    }
+
+    /// Makes the cells of a structure at `base`, or adds to those that are there.
+    fn lay(&mut self, base: u16, table: &Table) -> Result<(), BuildError> {
+        for offset in (0..table.size).step_by(4) {
+            let register = table.register(offset);
+            if register == Register::HIDDEN {
+                continue;
+            }
+            let copied = match register.copied {
+                0 => 0,
+                mask => capability::dword(&self.function.device, base + offset) & mask,
+            };
+            let index = usize::from((base + offset) / 4);
+            self.cell(index)?.value |= copied;
+            self.add_masks(index, register)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the cell of a dword.
+    fn cell(&mut self, index: usize) -> Result<&mut Cell, BuildError> {
+        let cells = &mut self.function.cells;
+        let missing = (index + 1).saturating_sub(cells.len());
+        cells
+            .try_reserve(missing)
+            .map_err(|_| BuildError::NoMemory)?;
+        cells.resize(cells.len() + missing, Cell::default());
+        cells.get_mut(index).ok_or(BuildError::NoMemory)
+    }
+
+    /// Adds to what reads and writes of a dword do.
+    fn add_masks(&mut self, index: usize, register: Register) -> Result<(), BuildError> {
+        if register.rw | register.rw1c | register.live == 0 {
+            return Ok(());
+        }
+        let rows = self.function.rows.len();
+        let cell = self.cell(index)?;
+        cell.live |= register.live != 0;
+        if cell.row == 0 {
+            cell.row = u16::try_from(rows + 1).map_err(|_| BuildError::NoMemory)?;
+            self.function
+                .rows
+                .try_reserve(1)
+                .map_err(|_| BuildError::NoMemory)?;
+            self.function.rows.push(Row {
+                register,
+                reset: 0,
+                action: Action::None,
+            });
+        } else if let Some(row) = self.row(index) {
+            row.register = row.register.and(register);
+        }
+        Ok(())
+    }
+
+    fn row(&mut self, index: usize) -> Option<&mut Row> {
+        let row = self.function.cells.get(index)?.row;
+        self.function.rows.get_mut(usize::from(row).checked_sub(1)?)
+    }
+
+    /// Says what a write to a dword leads to.
+    fn act(&mut self, index: usize, action: Action) {
+        if let Some(row) = self.row(index) {
+            row.action = action;
+        }
+    }
+
+    /// Adds a BAR: the bits that a guest can write are those of the address above the size.
+    fn add_bar(&mut self, info: BarInfo) -> Result<(), BuildError> {
+        let error = BuildError::Bar(info.index);
+        let pair = info.kind == BarKind::Memory64;
+        let upper = BarIndex::new(info.index.get() + 1).filter(|_| pair);
+        let below = info.index.get().checked_sub(1).and_then(BarIndex::new);
+        let bar = |index: BarIndex| self.function.bars.get(index.index()).copied().flatten();
+        let is_upper_half = below
+            .and_then(bar)
+            .is_some_and(|bar| bar.info.kind == BarKind::Memory64);
+        let is_taken = bar(info.index).is_some() || upper.and_then(bar).is_some();
+        if !info.is_sound() || is_upper_half || is_taken {
+            return Err(error);
+        }
+        if let Some(slot) = self.function.bars.get_mut(info.index.index()) {
+            *slot = Some(Bar { info, told: None });
+        }
+        let (low, high) = halves(info.address_mask());
+        let index = info.index.dword();
+        self.cell(index)?.value = info.type_bits();
+        self.add_masks(index, Register::kept(low, 0))?;
+        self.act(index, Action::Effects);
+        if pair {
+            self.add_masks(index + 1, Register::kept(high, 0))?;
+            self.act(index + 1, Action::Effects);
+        }
+        Ok(())
+    }
+
+    /// Shows a capability, if it is one on the list, the first of its kind, and whole.
+    fn add_capability(&mut self, found: Capability, position: Position) -> Result<(), BuildError> {
+        match u8::try_from(found.id) {
+            Ok(id::POWER) => self.add_power(found.offset),
+            Ok(id::MSI) => self.add_msi(found.offset),
+            Ok(id::MSIX) => self.add_msix(found.offset),
+            Ok(id::EXPRESS) => self.add_express(found.offset, position),
+            _ => Ok(()),
+        }
+    }
+
+    /// Shows the registers of a capability and links it into the chain; `false` if it has no room.
+    fn show(&mut self, base: u16, table: &Table) -> Result<bool, BuildError> {
+        if !self.take(base, table) {
+            return Ok(false);
+        }
+        self.lay(base, table)?;
+        let (index, shift) = self.link;
+        self.cell(index)?.value |= u32::from(base) << shift;
+        self.cell(COMMAND)?.value |= CAPABILITIES_LIST;
+        self.link = (usize::from(base / 4), 8);
+        Ok(true)
+    }
+
+    fn add_power(&mut self, base: u16) -> Result<(), BuildError> {
+        if self.function.power.is_some() || !self.show(base, &tables::POWER)? {
+            return Ok(());
+        }
+        let index = usize::from(base / 4) + 1;
+        self.cell(index)?.value |= NO_SOFT_RESET;
+        self.act(index, Action::Power);
+        self.function.power = Some(index);
+        Ok(())
+    }
+
+    fn add_msi(&mut self, base: u16) -> Result<(), BuildError> {
+        let form = msi::Form::decode(capability::dword(&self.function.device, base));
+        if self.function.msi.is_some() || !self.show(base, form.table())? {
+            return Ok(());
+        }
+        let first = usize::from(base / 4);
+        for index in first..first + usize::from(form.table().size / 4) {
+            self.act(index, Action::Effects);
+        }
+        if let Some((mask, bits)) = form.mask_bits() {
+            for index in [first + mask, first + mask + 1] {
+                if let Some(row) = self.row(index) {
+                    row.register.rw &= bits;
+                    row.register.live &= bits;
+                }
+            }
+        }
+        self.function.msi = Some(MsiModel {
+            form,
+            dword: first,
+            told: Msi::OFF,
+        });
+        Ok(())
+    }
+
+    fn add_msix(&mut self, base: u16) -> Result<(), BuildError> {
+        if self.function.msix.is_some() || !self.show(base, &tables::MSIX)? {
+            return Ok(());
+        }
+        let [control, table, pending] =
+            [0, 4, 8].map(|offset| capability::dword(&self.function.device, base + offset));
+        let layout = Layout::decode(control, table, pending).ok_or(BuildError::Msix)?;
+        for place in [layout.table, layout.pending] {
+            let size = self.function.bar(place.bar).map_or(0, |info| info.size);
+            if place.offset.saturating_add(place.size) > size {
+                return Err(BuildError::Msix);
+            }
+        }
+        let table = msix::Table::new(layout.vectors, self.function.doorbell);
+        let dword = usize::from(base / 4);
+        self.act(dword, Action::Effects);
+        self.function.msix = Some(MsixModel {
+            layout,
+            table: table.map_err(|_| BuildError::NoMemory)?,
+            dword,
+            told: 0,
+        });
+        Ok(())
+    }
+
+    fn add_express(&mut self, base: u16, position: Position) -> Result<(), BuildError> {
+        const ENDPOINT: u32 = 0;
+        const LEGACY_ENDPOINT: u32 = 1;
+        const INTEGRATED_ENDPOINT: u32 = 9;
+        let header = capability::dword(&self.function.device, base);
+        let (version, physical) = (header >> 16 & 0xf, header >> 20 & 0xf);
+        let kind = match (physical, position) {
+            (ENDPOINT | LEGACY_ENDPOINT | INTEGRATED_ENDPOINT, Position::RootBus) => {
+                INTEGRATED_ENDPOINT
+            }
+            (LEGACY_ENDPOINT, Position::BelowPort) => LEGACY_ENDPOINT,
+            (ENDPOINT | INTEGRATED_ENDPOINT, Position::BelowPort) => ENDPOINT,
+            _ => return Ok(()),
+        };
+        // Version 1 ends with the registers that its kind of function has.
+        let size = match (version, physical) {
+            (0 | 1, INTEGRATED_ENDPOINT) => 0x0c,
+            (0 | 1, _) => 0x14,
+            _ => tables::EXPRESS.size,
+        };
+        let table = Table {
+            size,
+            ..tables::EXPRESS
+        };
+        if self.express || !self.show(base, &table)? {
+            return Ok(());
+        }
+        self.express = true;
+        if position == Position::BelowPort && physical != INTEGRATED_ENDPOINT {
+            self.lay(
+                base,
+                &Table {
+                    size,
+                    ..tables::LINK
+                },
+            )?;
+        }
+        let first = usize::from(base / 4);
+        self.cell(first)?.value |= kind << 20;
+        let can_reset = self.cell(first + 1)?.value & FLR_CAPABLE != 0;
+        self.cell(first + 2)?.value |= DEVICE_CONTROL_RESET;
+        if let Some(row) = self.row(first + 2) {
+            if can_reset {
+                row.action = Action::DeviceControl;
+            } else {
+                row.register.rw &= !INITIATE_FLR;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the serial number, the only extended capability so far. If it is not the first, a
+    /// capability without registers leads to it: the chain has to begin at 0x100.
+    fn add_serial_number(&mut self) -> Result<(), BuildError> {
+        const START: u16 = 0x100;
+        let mut chain = capability::walk_extended(&self.function.device);
+        let Some(found) = chain.find(|found| found.id == extended::SERIAL_NUMBER) else {
+            return Ok(());
+        };
+        drop(chain);
+        if !self.take(found.offset, &tables::SERIAL_NUMBER) {
+            return Ok(());
+        }
+        self.lay(found.offset, &tables::SERIAL_NUMBER)?;
+        if found.offset != START {
+            self.cell(usize::from(START / 4))?.value = u32::from(found.offset) << 20;
+        }
+        Ok(())
+    }
+}
