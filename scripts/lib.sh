@@ -10,6 +10,7 @@ artifacts=$target/artifacts
 tools=$target/tools
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$target}
 kernel_target=aarch64-unknown-none-softfloat
+imager=$CARGO_TARGET_DIR/debug/imager
 
 # What scripts/setup could not install into the system it has put here.
 for folder in "$tools/bin" "$tools/rust/bin"; do
@@ -39,4 +40,62 @@ llvm_tool() {
         echo "$tool"
         return
     done
+}
+
+# Copies a linked program to a raw binary, the form in which QEMU, U-Boot and Isthmus itself load one.
+raw_binary() {
+    mkdir -p "$(dirname "$2")"
+    "$(llvm_tool llvm-objcopy)" -O binary "$1" "$2.new"
+    mv "$2.new" "$2"
+}
+
+# Builds the EL2 image, the bare-metal guests and the image tool:
+#
+#   target/artifacts/isthmus          the kernel
+#   target/artifacts/guests/NAME      one file per program in guests/programs
+#
+# `build_kernel NAME OPTION...` makes another form of the kernel,
+# target/artifacts/isthmus-NAME, with other features.
+build_all() {
+    local program name
+    build_kernel ""
+    (cd "$root" && cargo build --package programs --bins --target "$kernel_target" --release)
+    for program in "$root"/guests/programs/src/bin/*; do
+        name=$(basename "$program" .rs)
+        raw_binary "$CARGO_TARGET_DIR/$kernel_target/release/$name" "$artifacts/guests/$name"
+    done
+    (cd "$root" && cargo build --package imager)
+}
+
+build_kernel() {
+    local name=$1
+    shift
+    (cd "$root" && cargo build --package kernel --target "$kernel_target" --release "$@")
+    raw_binary "$CARGO_TARGET_DIR/$kernel_target/release/kernel" "$artifacts/isthmus${name:+-$name}"
+}
+
+# Packs a system: pack SYSTEM FOLDER. Makes FOLDER/image and, unless they are there already, the disks
+# that the system names.
+pack() {
+    local system=$1 folder=$2
+    mkdir -p "$folder"
+    "$imager" pack --kernel "$artifacts/isthmus" --artifacts "$artifacts" --files "$folder" "$system" "$folder/image"
+}
+
+# Sets `machine` to QEMU's arguments for a packed system, one element each.
+read_machine() {
+    mapfile -t machine < <("$imager" qemu --image "$2/image" --files "$2" "$1")
+    [[ ${#machine[@]} -gt 0 ]] || die "$imager told no arguments for $1"
+}
+
+# Prints the absolute path of a system's description, given as a path or as a name in guests/systems.
+system_path() {
+    local path
+    for path in "$1" "$root/guests/systems/$1.toml" "$root/guests/systems/$1"; do
+        if [[ -f $path ]]; then
+            realpath "$path"
+            return
+        fi
+    done
+    die "no system $1, nor guests/systems/$1.toml"
 }
