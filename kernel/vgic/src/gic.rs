@@ -1,0 +1,793 @@
+//! Interrupts on their way: from an input to a list register, and back.
+//!
+//! An interrupt is in one place at a time ([`Place`]). Whatever changes it goes through
+//! [`Gic::change`]: out of its queue, the change, and to where it belongs then. An interrupt in a
+//! list register stays there; its vCPU is kicked, and the change takes effect in [`Gic::sync`].
+
+use alloc::vec::Vec;
+
+use crate::irq::{Flags, Intid, Irq, Irqs, NOBODY, PRIVATE, Place};
+use crate::lr::{self, Hcr, Lr, Vtr};
+use crate::queue::{End, Queue};
+use crate::sparse::Budget;
+use crate::{Config, Host, OutOfMemory, Vgic, filled};
+
+/// What the tables of one domain's LPIs may take: all LPIs, each mapped once, fit.
+const TABLE_BYTES: usize = 1 << 20;
+/// List registers that the architecture allows.
+const LIST_REGISTERS: usize = 16;
+
+/// The group of an interrupt, as the register that an SGI is written to says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// `ICC_SGI0R_EL1`.
+    Zero,
+    /// `ICC_SGI1R_EL1`.
+    One,
+}
+
+/// What the kernel puts into hardware after [`Vgic::flush`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// List registers that are used, from the first on. The others hold zero.
+    pub used: usize,
+    /// The value of `ICH_HCR_EL2`.
+    pub hcr: Hcr,
+    /// PPIs whose physical interrupt has to be made inactive on this pCPU, a bit for each INTID of
+    /// the domain's.
+    pub deactivate: u32,
+}
+
+/// One vCPU's redistributor and virtual CPU interface.
+#[derive(Clone, Debug)]
+pub(crate) struct Cpu {
+    /// Aff3.Aff2.Aff1.Aff0, a byte each.
+    pub(crate) affinity: u32,
+    /// What the list registers hold is not what they should hold.
+    dirty: bool,
+    /// List registers in use, with what was written to them.
+    used: usize,
+    written: [u64; LIST_REGISTERS],
+    /// By group.
+    ready: [Queue; 2],
+    active: Queue,
+    deactivate: u32,
+    /// `GICR_WAKER.ProcessorSleep`.
+    pub(crate) asleep: bool,
+    /// `GICR_CTLR.EnableLPIs`.
+    pub(crate) lpis: bool,
+    /// `GICR_PROPBASER`.
+    pub(crate) properties: u64,
+    /// `GICR_PENDBASER`.
+    pub(crate) pendings: u64,
+}
+
+impl Cpu {
+    fn new(affinity: u32) -> Self {
+        Self {
+            affinity,
+            dirty: false,
+            used: 0,
+            written: [0; LIST_REGISTERS],
+            ready: [Queue::new(), Queue::new()],
+            active: Queue::new(),
+            deactivate: 0,
+            asleep: true,
+            lpis: false,
+            properties: 0,
+            pendings: 0,
+        }
+    }
+
+    /// Returns how many interrupts of `groups` can be delivered.
+    fn ready(&self, groups: u8) -> usize {
+        let [zero, one] = &self.ready;
+        let count = |queue: &Queue, bit| if groups & bit == 0 { 0 } else { queue.len() };
+        count(zero, 1) + count(one, 2)
+    }
+
+    /// Returns the most urgent interrupt of `groups` that can be delivered, and its level.
+    fn best(&self, groups: u8) -> Option<(Intid, u32)> {
+        let [zero, one] = &self.ready;
+        let level = |queue: &Queue, bit| {
+            if groups & bit == 0 {
+                32
+            } else {
+                queue.best_level()
+            }
+        };
+        let (level0, level1) = (level(zero, 1), level(one, 2));
+        let queue = if level0 <= level1 { zero } else { one };
+        let level = level0.min(level1);
+        if level == 32 {
+            return None;
+        }
+        Some((queue.first()?, level))
+    }
+
+    fn listed(&self) -> impl Iterator<Item = Intid> {
+        let used = self.written.iter().take(self.used);
+        used.map(|lr| Lr::from_bits_retain(*lr).intid())
+    }
+}
+
+/// The vCPUs that one value of `ICC_SGI1R_EL1` can name.
+#[derive(Clone, Debug)]
+struct Cluster {
+    /// The affinity without its lowest four bits.
+    key: u32,
+    vcpus: [u16; 16],
+}
+
+/// Everything but the ITS.
+#[derive(Debug)]
+pub(crate) struct Gic {
+    pub(crate) irqs: Irqs,
+    pub(crate) cpus: Vec<Cpu>,
+    /// `GICD_CTLR.EnableGrp0` and `EnableGrp1`.
+    pub(crate) groups: u8,
+    /// `GICD_IROUTER`: the affinity of each shared interrupt.
+    pub(crate) routers: Vec<u32>,
+    pub(crate) has_lpis: bool,
+    pub(crate) budget: Budget,
+    clusters: Vec<Cluster>,
+    /// The physical interrupts behind private ones; 0 is none.
+    physical: [u16; PRIVATE],
+    vtr: Vtr,
+    /// The next vCPU that gets an interrupt that may go to any.
+    next_any: usize,
+}
+
+impl Gic {
+    pub(crate) fn new(config: &Config<'_>) -> Result<Self, OutOfMemory> {
+        let vcpus = config.affinities.len();
+        if vcpus == 0 || vcpus > 4096 {
+            return Err(OutOfMemory);
+        }
+        let spis = config.spis.min(988).next_multiple_of(32).min(988);
+        let mut cpus = Vec::new();
+        cpus.try_reserve_exact(vcpus).map_err(|_| OutOfMemory)?;
+        cpus.extend(
+            config
+                .affinities
+                .iter()
+                .map(|mpidr| Cpu::new(affinity(*mpidr))),
+        );
+        Ok(Self {
+            irqs: Irqs::new(vcpus, spis)?,
+            clusters: clusters(&cpus)?,
+            cpus,
+            groups: 0,
+            routers: filled(spis, 0)?,
+            has_lpis: config.its,
+            budget: Budget::new(TABLE_BYTES),
+            physical: [0; PRIVATE],
+            vtr: Vtr(config.vtr),
+            next_any: 0,
+        })
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.groups = 0;
+        self.next_any = 0;
+        for cpu in &mut self.cpus {
+            *cpu = Cpu::new(cpu.affinity);
+        }
+        self.irqs.reset(&mut self.budget);
+        self.routers.fill(0);
+        let first = self.find(0).unwrap_or(NOBODY);
+        for number in 0..self.routers.len() {
+            if let Some(irq) = self.irqs.get_mut(0, spi(number)) {
+                irq.route = first;
+            }
+        }
+    }
+
+    /// Returns the vCPU of an affinity.
+    pub(crate) fn find(&self, affinity: u32) -> Option<u16> {
+        let vcpu = *self
+            .cluster(affinity >> 4)?
+            .vcpus
+            .get(affinity as usize & 15)?;
+        (vcpu != NOBODY).then_some(vcpu)
+    }
+
+    fn cluster(&self, key: u32) -> Option<&Cluster> {
+        match self.clusters.as_slice() {
+            [only] => (only.key == key).then_some(only),
+            clusters => {
+                let at = clusters.binary_search_by_key(&key, |cluster| cluster.key);
+                clusters.get(at.ok()?)
+            }
+        }
+    }
+
+    /// Returns whether SGIs need the range selector to reach every vCPU.
+    pub(crate) fn has_ranges(&self) -> bool {
+        self.cpus.iter().any(|cpu| cpu.affinity & 0xf0 != 0)
+    }
+
+    fn physical(&self, intid: Intid) -> Option<u16> {
+        let physical = *self.physical.get(intid.index())?;
+        (physical != 0).then_some(physical)
+    }
+
+    // What changes interrupts.
+
+    /// Changes an interrupt, and puts it where it belongs then.
+    pub(crate) fn change(
+        &mut self,
+        vcpu: usize,
+        intid: Intid,
+        host: &mut impl Host,
+        change: impl FnOnce(&mut Irq),
+    ) {
+        self.unlink(vcpu, intid);
+        let Some(irq) = self.irqs.get_mut(vcpu, intid) else {
+            return;
+        };
+        change(irq);
+        if let Some(vcpu) = self.link(vcpu, intid, End::Back) {
+            self.touch(vcpu, host);
+        }
+    }
+
+    /// Makes an interrupt active or not, as a guest's write says.
+    pub(crate) fn set_active(
+        &mut self,
+        vcpu: usize,
+        intid: Intid,
+        active: bool,
+        host: &mut impl Host,
+    ) {
+        self.change(vcpu, intid, host, |irq| {
+            if irq.place == Place::Listed {
+                irq.flags.set(Flags::MAKE_ACTIVE, active);
+                irq.flags.set(Flags::MAKE_IDLE, !active);
+            } else if active && !irq.has(Flags::ACTIVE) {
+                irq.home = irq.route;
+            } else if !active && irq.has(Flags::ACTIVE | Flags::PHYSICAL) {
+                // The physical line speaks up again if it is still high.
+                irq.flags -= Flags::LINE;
+            }
+            irq.flags.set(Flags::ACTIVE, active);
+        });
+    }
+
+    /// Sets the line of an interrupt.
+    fn set_level(&mut self, vcpu: usize, intid: Intid, level: bool, host: &mut impl Host) {
+        if self.physical(intid).is_some() {
+            return self.set_mapped_level(vcpu, intid, level, host);
+        }
+        let Some(irq) = self.irqs.get_mut(vcpu, intid) else {
+            return;
+        };
+        if irq.has(Flags::LINE) == level || intid.is_lpi() {
+            return;
+        }
+        let edge = irq.has(Flags::EDGE);
+        if irq.place == Place::Listed && !edge && (level || irq.has(Flags::ACTIVE)) {
+            // The end of a level-sensitive interrupt is a maintenance interrupt: soon enough.
+            irq.flags.set(Flags::LINE, level);
+            return;
+        }
+        self.change(vcpu, intid, host, |irq| {
+            irq.flags.set(Flags::LINE, level);
+            if edge && level {
+                irq.flags |= Flags::LATCH;
+            }
+        });
+    }
+
+    /// Takes note that the physical interrupt came and is active, or that its line is low.
+    fn set_mapped_level(&mut self, vcpu: usize, intid: Intid, level: bool, host: &mut impl Host) {
+        let Some(irq) = self.irqs.get(vcpu, intid) else {
+            return;
+        };
+        if !level && !irq.has(Flags::LINE) {
+            return;
+        }
+        self.change(vcpu, intid, host, |irq| match (level, irq.place) {
+            (true, Place::Listed) => irq.flags |= Flags::LINE | Flags::PHYSICAL | Flags::RAISED,
+            (true, _) => irq.flags |= Flags::LINE | Flags::PHYSICAL,
+            (false, _) => irq.flags -= Flags::LINE,
+        });
+        if level && let Some(cpu) = self.cpus.get_mut(vcpu) {
+            cpu.deactivate &= !(1 << (intid.0 & 31));
+        }
+    }
+
+    /// Takes note that the line of a mapped interrupt is low.
+    pub(crate) fn lower_mapped(&mut self, vcpu: usize, intid: Intid, host: &mut impl Host) {
+        self.set_mapped_level(vcpu, intid, false, host);
+    }
+
+    /// Makes an interrupt pending once.
+    pub(crate) fn pulse(&mut self, vcpu: usize, intid: Intid, host: &mut impl Host) {
+        match self.irqs.get(vcpu, intid) {
+            Some(irq) if !irq.has(Flags::LATCH) => {
+                self.change(vcpu, intid, host, |irq| irq.flags |= Flags::LATCH);
+            }
+            _ => {}
+        }
+    }
+
+    fn sgi(&mut self, from: usize, group: Group, value: u64, host: &mut impl Host) {
+        let sgi = Sgi::decode(value);
+        if sgi.all {
+            for vcpu in (0..self.cpus.len()).filter(|vcpu| *vcpu != from) {
+                self.raise_sgi(vcpu, group, sgi.intid, host);
+            }
+            return;
+        }
+        let Some(cluster) = self.cluster(sgi.cluster) else {
+            return;
+        };
+        let vcpus = cluster.vcpus;
+        let mut targets = sgi.targets;
+        while targets != 0 {
+            let target = vcpus.get(targets.trailing_zeros() as usize);
+            targets &= targets - 1;
+            if let Some(vcpu) = target.filter(|vcpu| **vcpu != NOBODY) {
+                self.raise_sgi(usize::from(*vcpu), group, sgi.intid, host);
+            }
+        }
+    }
+
+    fn raise_sgi(&mut self, vcpu: usize, group: Group, intid: Intid, host: &mut impl Host) {
+        let irq = self.irqs.get(vcpu, intid);
+        if irq.is_some_and(|irq| irq.has(Flags::GROUP1) == (group == Group::One)) {
+            self.pulse(vcpu, intid, host);
+        }
+    }
+
+    // Places.
+
+    /// Takes an interrupt out of the queue it is in.
+    fn unlink(&mut self, vcpu: usize, intid: Intid) {
+        let Some(irq) = self.irqs.get_mut(vcpu, intid) else {
+            return;
+        };
+        let (place, group) = (irq.place, irq.group());
+        if matches!(place, Place::Idle | Place::Listed) {
+            return;
+        }
+        irq.place = Place::Idle;
+        let home = usize::from(irq.home);
+        let Some(cpu) = self.cpus.get_mut(home) else {
+            return;
+        };
+        if place == Place::Active {
+            cpu.active.remove(&mut self.irqs, vcpu, intid);
+        } else if let Some(queue) = cpu.ready.get_mut(group) {
+            queue.remove(&mut self.irqs, vcpu, intid);
+        }
+    }
+
+    /// Puts an interrupt where it belongs, and returns the vCPU that has to hear of it.
+    fn link(&mut self, vcpu: usize, intid: Intid, end: End) -> Option<usize> {
+        let irq = self.irqs.get_mut(vcpu, intid)?;
+        if irq.place == Place::Listed {
+            return Some(usize::from(irq.home));
+        }
+        if irq.has(Flags::ACTIVE) {
+            return self.link_active(vcpu, intid, end);
+        }
+        if irq.has(Flags::PHYSICAL) && !irq.is_pending() {
+            // Nothing is left for the guest to end, so the physical interrupt is ended here.
+            irq.flags -= Flags::PHYSICAL;
+            self.cpus.get_mut(vcpu)?.deactivate |= 1 << (intid.0 & 31);
+            return Some(vcpu);
+        }
+        if !irq.has(Flags::ENABLED) || !irq.is_pending() {
+            return None;
+        }
+        let (group, route, last) = (irq.group(), irq.route, irq.home);
+        let home = match (irq.has(Flags::ANY), end) {
+            (false, _) => route,
+            (true, End::Front) if self.is_awake(last) => last,
+            (true, _) => self.any(),
+        };
+        let cpu = self.cpus.get_mut(usize::from(home))?;
+        if intid.is_lpi() && !cpu.lpis {
+            return None;
+        }
+        let irq = self.irqs.get_mut(vcpu, intid)?;
+        (irq.place, irq.home) = (Place::Ready, home);
+        cpu.ready
+            .get_mut(group)?
+            .push(&mut self.irqs, vcpu, intid, end);
+        (self.groups & 1 << group != 0).then_some(usize::from(home))
+    }
+
+    /// An active interrupt stays with the vCPU that it is active on.
+    fn link_active(&mut self, vcpu: usize, intid: Intid, end: End) -> Option<usize> {
+        let irq = self.irqs.get_mut(vcpu, intid)?;
+        if irq.home == NOBODY {
+            irq.home = if irq.route == NOBODY { 0 } else { irq.route };
+        }
+        irq.place = Place::Active;
+        let home = usize::from(irq.home);
+        let cpu = self.cpus.get_mut(home)?;
+        cpu.active.push(&mut self.irqs, vcpu, intid, end);
+        Some(home)
+    }
+
+    fn is_awake(&self, vcpu: u16) -> bool {
+        let cpu = self.cpus.get(usize::from(vcpu));
+        cpu.is_some_and(|cpu| !cpu.asleep)
+    }
+
+    /// Chooses a vCPU that is awake, each in turn.
+    fn any(&mut self) -> u16 {
+        let count = self.cpus.len();
+        let turns = (self.next_any..count).chain(0..self.next_any.min(count));
+        let mut turns = turns.map(|vcpu| u16::try_from(vcpu).unwrap_or(NOBODY));
+        let chosen = turns.find(|vcpu| self.is_awake(*vcpu)).unwrap_or(0);
+        self.next_any = (usize::from(chosen) + 1) % count.max(1);
+        chosen
+    }
+
+    /// Has the list registers of a vCPU brought up to date.
+    pub(crate) fn touch(&mut self, vcpu: usize, host: &mut impl Host) {
+        if let Some(cpu) = self.cpus.get_mut(vcpu) {
+            cpu.dirty = true;
+            host.kick(vcpu);
+        }
+    }
+
+    /// Does so for every vCPU that has something listed or to list.
+    pub(crate) fn touch_all(&mut self, host: &mut impl Host) {
+        for (vcpu, cpu) in self.cpus.iter_mut().enumerate() {
+            if cpu.used != 0 || cpu.ready(3) != 0 {
+                cpu.dirty = true;
+                host.kick(vcpu);
+            }
+        }
+    }
+
+    /// Chooses again for what waits on a vCPU that went to sleep, but may go to any.
+    pub(crate) fn leave(&mut self, vcpu: usize, host: &mut impl Host) {
+        for number in 0..self.routers.len() {
+            let irq = self.irqs.get(0, spi(number));
+            let here = |irq: &Irq| irq.has(Flags::ANY) && usize::from(irq.home) == vcpu;
+            if irq.is_some_and(here) {
+                self.change(0, spi(number), host, |_| {});
+            }
+        }
+    }
+
+    /// Returns whether a list register may still deliver what the guest has disabled.
+    pub(crate) fn is_stale(&self, vcpu: usize, shared: bool) -> bool {
+        let groups = self.groups;
+        let stale = |irq: &Irq| !irq.has(Flags::ENABLED) || groups & 1 << irq.group() == 0;
+        self.cpus.get(vcpu).is_some_and(|cpu| {
+            cpu.listed()
+                .filter(|intid| intid.is_private() != shared && !intid.is_lpi())
+                .filter_map(|intid| self.irqs.get(vcpu, intid))
+                .any(|irq| !irq.has(Flags::ACTIVE) && stale(irq))
+        })
+    }
+
+    // List registers.
+
+    /// Takes back what the list registers of a vCPU hold.
+    fn sync(&mut self, vcpu: usize, hcr: u64, lrs: &[u64], host: &mut impl Host) {
+        let Some(cpu) = self.cpus.get_mut(vcpu) else {
+            return;
+        };
+        let (used, written) = (core::mem::take(&mut cpu.used), cpu.written);
+        for _ in 0..lr::eoi_count(hcr) {
+            self.end_unlisted(vcpu, host);
+        }
+        // From the last to the first, so that what goes back to the head of its queue keeps the
+        // order.
+        for (index, written) in written.iter().enumerate().take(used).rev() {
+            let now = *lrs.get(index).unwrap_or(written);
+            let (written, now) = (Lr::from_bits_retain(*written), Lr::from_bits_retain(now));
+            self.take_back(vcpu, written, now, host);
+        }
+        if let Some(cpu) = self.cpus.get_mut(vcpu) {
+            let groups = self.groups;
+            cpu.dirty = cpu.ready(groups) != 0 || !cpu.active.is_empty() || cpu.deactivate != 0;
+        }
+    }
+
+    /// Deactivates the most urgent interrupt that is active outside the list registers: the one
+    /// that the guest ended, as it ends them in this order.
+    fn end_unlisted(&mut self, vcpu: usize, host: &mut impl Host) {
+        if let Some(intid) = self.cpus.get(vcpu).and_then(|cpu| cpu.active.first()) {
+            self.set_active(vcpu, intid, false, host);
+        }
+    }
+
+    /// Takes one interrupt back: `written` was put into the list register, `now` is in it.
+    fn take_back(&mut self, vcpu: usize, written: Lr, now: Lr, host: &mut impl Host) {
+        let intid = written.intid();
+        let Some(irq) = self.irqs.get_mut(vcpu, intid) else {
+            return;
+        };
+        // An LPI is never active in the architecture. Where a list register says so all the same,
+        // nothing is lost: its end needs no list register, and is not counted.
+        let was_active = now.contains(Lr::ACTIVE) && !intid.is_lpi();
+        let active = was_active && !irq.has(Flags::MAKE_IDLE) || irq.has(Flags::MAKE_ACTIVE);
+        if irq.has(Flags::PHYSICAL) && !irq.has(Flags::RAISED) {
+            let hardware_ended_it = written.contains(Lr::HW) && now.is_invalid();
+            if hardware_ended_it {
+                irq.flags -= Flags::PHYSICAL | Flags::LINE;
+            } else if (written | now).contains(Lr::ACTIVE) && !active {
+                irq.flags -= Flags::LINE;
+            }
+        }
+        if irq.has(Flags::PUSHED) && now.contains(Lr::PENDING) {
+            irq.flags |= Flags::LATCH;
+        }
+        irq.flags -= Flags::PUSHED | Flags::RAISED | Flags::MAKE_ACTIVE | Flags::MAKE_IDLE;
+        irq.flags.set(Flags::ACTIVE, active);
+        irq.place = Place::Idle;
+        if now.is_invalid() && written.contains(Lr::EOI) && !intid.is_private() {
+            host.ended(intid);
+        }
+        let end = if now.is_invalid() {
+            End::Back
+        } else {
+            End::Front
+        };
+        if let Some(other) = self.link(vcpu, intid, end).filter(|other| *other != vcpu) {
+            self.touch(other, host);
+        }
+    }
+
+    /// Chooses what goes into the list registers of a vCPU that hold nothing of it.
+    fn flush(&mut self, vcpu: usize, vmcr: u64, lrs: &mut [u64]) -> Listing {
+        let mut hcr = Hcr::EN;
+        let room = self.vtr.list_registers().min(lrs.len());
+        let mut groups = self.groups;
+        let deactivate = self.list_active(vcpu, room, &mut hcr);
+        if let Some(cpu) = self.cpus.get(vcpu)
+            && cpu.ready(groups) > room - cpu.used.min(room)
+        {
+            groups &= lr::enabled_groups(vmcr);
+            hcr |= watch_groups(self.groups, groups);
+        }
+        while let Some(cpu) = self.cpus.get(vcpu)
+            && let Some((intid, _)) = cpu.best(groups)
+        {
+            if cpu.used >= room {
+                hcr |= Hcr::NPIE;
+                break;
+            }
+            self.unlink(vcpu, intid);
+            self.list(vcpu, intid);
+        }
+        let mut used = 0;
+        if let Some(cpu) = self.cpus.get_mut(vcpu) {
+            cpu.dirty = false;
+            used = cpu.used;
+            lrs.iter_mut()
+                .zip(&cpu.written)
+                .take(used)
+                .for_each(|(lr, written)| *lr = *written);
+        }
+        Listing {
+            used,
+            hcr,
+            deactivate,
+        }
+    }
+
+    /// Lists what is active, the most urgent first: this is what the guest ends first. One list
+    /// register is left for what is pending. Returns what has to be deactivated.
+    fn list_active(&mut self, vcpu: usize, room: usize, hcr: &mut Hcr) -> u32 {
+        let groups = self.groups;
+        let Some(cpu) = self.cpus.get_mut(vcpu) else {
+            return 0;
+        };
+        let deactivate = core::mem::take(&mut cpu.deactivate);
+        let room = room - usize::from(cpu.ready(groups) != 0).min(room);
+        while let Some(cpu) = self.cpus.get(vcpu)
+            && let Some(intid) = cpu.active.first()
+        {
+            if cpu.used >= room {
+                *hcr |= Hcr::LRENPIE;
+                hcr.set(Hcr::TDIR, self.vtr.traps_dir());
+                break;
+            }
+            self.unlink(vcpu, intid);
+            self.list(vcpu, intid);
+        }
+        deactivate
+    }
+
+    /// Puts an interrupt that is in no queue into the next list register.
+    fn list(&mut self, vcpu: usize, intid: Intid) {
+        let physical = self.physical(intid);
+        let Some(irq) = self.irqs.get_mut(vcpu, intid) else {
+            return;
+        };
+        let Some(cpu) = self.cpus.get_mut(vcpu) else {
+            return;
+        };
+        let mut lr = Lr::of(intid, irq.priority);
+        lr.set(Lr::GROUP1, irq.has(Flags::GROUP1));
+        let active = irq.has(Flags::ACTIVE);
+        // With a list register that is tied to a physical interrupt, no maintenance interrupt
+        // would tell of the end of the first of two.
+        let twice = active && irq.has(Flags::LATCH);
+        match physical.filter(|_| irq.has(Flags::PHYSICAL) && !twice) {
+            Some(physical) => lr = lr.with_physical(physical),
+            None => lr.set(Lr::EOI, !irq.has(Flags::EDGE)),
+        }
+        lr.set(Lr::ACTIVE, active);
+        if !active || irq.has(Flags::EDGE | Flags::LATCH) {
+            lr |= Lr::PENDING;
+            irq.flags.set(Flags::PUSHED, irq.has(Flags::LATCH));
+            irq.flags -= Flags::LATCH;
+        }
+        irq.place = Place::Listed;
+        irq.home = u16::try_from(vcpu).unwrap_or(NOBODY);
+        if let Some(written) = cpu.written.get_mut(cpu.used) {
+            *written = lr.bits();
+            cpu.used += 1;
+        }
+    }
+}
+
+/// Returns the bits that tell when the guest enables or disables one of the groups in `all`, now
+/// that only those in `enabled` are listed and not all fit.
+fn watch_groups(all: u8, enabled: u8) -> Hcr {
+    let watch = |bit, when_disabled, when_enabled| match (all & bit != 0, enabled & bit != 0) {
+        (false, _) => Hcr::empty(),
+        (true, true) => when_enabled,
+        (true, false) => when_disabled,
+    };
+    watch(1, Hcr::VGRP0EIE, Hcr::VGRP0DIE) | watch(2, Hcr::VGRP1EIE, Hcr::VGRP1DIE)
+}
+
+/// Returns the INTID of a shared interrupt, counted from 0.
+pub(crate) fn spi(number: usize) -> Intid {
+    Intid::at(number + PRIVATE)
+}
+
+/// Returns the affinity in an `MPIDR_EL1` or a `GICD_IROUTER`, a byte for each level.
+pub(crate) fn affinity(register: u64) -> u32 {
+    (register >> 8 & 0xff00_0000) as u32 | (register & 0x00ff_ffff) as u32
+}
+
+fn clusters(cpus: &[Cpu]) -> Result<Vec<Cluster>, OutOfMemory> {
+    let mut clusters: Vec<Cluster> = Vec::new();
+    for (vcpu, cpu) in cpus.iter().enumerate() {
+        let key = cpu.affinity >> 4;
+        let at = match clusters.binary_search_by_key(&key, |cluster| cluster.key) {
+            Ok(at) => at,
+            Err(at) => {
+                clusters.try_reserve(1).map_err(|_| OutOfMemory)?;
+                let vcpus = [NOBODY; 16];
+                clusters.insert(at, Cluster { key, vcpus });
+                at
+            }
+        };
+        let slot = clusters.get_mut(at).map(|cluster| &mut cluster.vcpus);
+        if let Some(slot) = slot.and_then(|vcpus| vcpus.get_mut(cpu.affinity as usize & 15)) {
+            *slot = u16::try_from(vcpu).unwrap_or(NOBODY);
+        }
+    }
+    Ok(clusters)
+}
+
+/// A write to `ICC_SGI1R_EL1` (Arm IHI 0069, section 12.2.20).
+struct Sgi {
+    targets: u16,
+    cluster: u32,
+    intid: Intid,
+    all: bool,
+}
+
+impl Sgi {
+    fn decode(value: u64) -> Self {
+        let (aff1, aff2, aff3) = (value >> 16 & 0xff, value >> 32 & 0xff, value >> 48 & 0xff);
+        let range = value >> 44 & 0xf;
+        Self {
+            targets: (value & 0xffff) as u16,
+            cluster: ((aff3 << 20 | aff2 << 12 | aff1 << 4 | range) & 0x0fff_ffff) as u32,
+            intid: Intid((value >> 24 & 0xf) as u16),
+            all: value & 1 << 40 != 0,
+        }
+    }
+}
+
+impl Vgic {
+    /// Ties a PPI of the domain to the physical interrupt behind it, or unties it.
+    ///
+    /// When the guest ends it, hardware deactivates the physical one. Done once, before the domain
+    /// runs.
+    pub fn set_mapped(&mut self, intid: Intid, physical: Option<Intid>) {
+        if (16..32).contains(&intid.0)
+            && let Some(slot) = self.gic.physical.get_mut(intid.index())
+        {
+            *slot = physical.map_or(0, Intid::get);
+        }
+    }
+
+    /// Returns whether the physical interrupt behind a mapped one is to be active while `vcpu` is
+    /// loaded: the kernel makes it so at each switch to the vCPU.
+    #[must_use]
+    pub fn mapped_active(&self, vcpu: usize, intid: Intid) -> bool {
+        let irq = self.gic.irqs.get(vcpu, intid);
+        irq.is_some_and(|irq| irq.has(Flags::PHYSICAL))
+    }
+
+    /// Sets the line of a PPI of `vcpu`, or of an SPI.
+    ///
+    /// For a mapped interrupt, `true` says that the physical interrupt was acknowledged, and is
+    /// active; `false` that its line is found low, which may be said at any time.
+    pub fn set_level(&mut self, vcpu: usize, intid: Intid, level: bool, host: &mut impl Host) {
+        if intid.0 >= 16 {
+            self.gic.set_level(vcpu, intid, level, host);
+        }
+    }
+
+    /// Makes an edge-triggered PPI of `vcpu`, or an SPI, pending.
+    pub fn pulse(&mut self, vcpu: usize, intid: Intid, host: &mut impl Host) {
+        if !intid.is_lpi() {
+            self.gic.pulse(vcpu, intid, host);
+        }
+    }
+
+    /// Carries out a write of `from` to the SGI register of `group`.
+    pub fn sgi(&mut self, from: usize, group: Group, value: u64, host: &mut impl Host) {
+        self.gic.sgi(from, group, value, host);
+    }
+
+    /// Carries out a trapped write to `ICC_DIR_EL1`, after [`Self::sync`].
+    ///
+    /// It is trapped only while [`Hcr::TDIR`] is set, and does nothing unless the guest has set
+    /// `ICC_CTLR_EL1.EOImode` (`ICH_VMCR_EL2.VEOIM`, in `vmcr`).
+    pub fn deactivate(&mut self, vcpu: usize, intid: Intid, vmcr: u64, host: &mut impl Host) {
+        if vmcr & 1 << 9 == 0 || intid.is_lpi() {
+            return;
+        }
+        let irq = self.gic.irqs.get(vcpu, intid);
+        if irq.is_some_and(|irq| irq.has(Flags::ACTIVE) && usize::from(irq.home) == vcpu) {
+            self.gic.set_active(vcpu, intid, false, host);
+        }
+    }
+
+    /// Returns whether the list registers of a vCPU are out of date.
+    #[must_use]
+    #[inline]
+    pub fn needs_flush(&self, vcpu: usize) -> bool {
+        self.gic.cpus.get(vcpu).is_some_and(|cpu| cpu.dirty)
+    }
+
+    /// Returns how many list registers [`Self::sync`] has to be given.
+    #[must_use]
+    #[inline]
+    pub fn used(&self, vcpu: usize) -> usize {
+        self.gic.cpus.get(vcpu).map_or(0, |cpu| cpu.used)
+    }
+
+    /// Takes back what the list registers hold. They mean nothing afterwards.
+    ///
+    /// `hcr` is `ICH_HCR_EL2` as it is in hardware.
+    pub fn sync(&mut self, vcpu: usize, hcr: u64, lrs: &[u64], host: &mut impl Host) {
+        self.gic.sync(vcpu, hcr, lrs, host);
+    }
+
+    /// Fills list registers with what is most urgent; `vmcr` is `ICH_VMCR_EL2` of the vCPU.
+    ///
+    /// [`Self::sync`] comes first, unless no list register is used.
+    pub fn flush(&mut self, vcpu: usize, vmcr: u64, lrs: &mut [u64]) -> Listing {
+        debug_assert_eq!(self.used(vcpu), 0, "flush without sync");
+        self.gic.flush(vcpu, vmcr, lrs)
+    }
+
+    /// Returns whether a vCPU whose list registers were taken back has an interrupt to take, with
+    /// the groups and the priority mask in `vmcr`: whether it would leave WFI.
+    #[must_use]
+    pub fn pending(&self, vcpu: usize, vmcr: u64) -> bool {
+        let groups = self.gic.groups & lr::enabled_groups(vmcr);
+        let best = self.gic.cpus.get(vcpu).and_then(|cpu| cpu.best(groups));
+        best.is_some_and(|(_, level)| level << 3 < u32::from(lr::priority_mask(vmcr)))
+    }
+}
