@@ -43,33 +43,10 @@ mod table;
 pub use client::{Client, ClientError, Ticket, Work};
 pub use event::{EventSet, Sleep, Wake};
 pub use layout::{Layout, LayoutError, Line, MAGIC, State, VERSION};
-pub use registry::{Function, Range, Registry, RegistryError, Window};
-pub use request::{Kind, PostedWrite, Request, Sbdf, Width};
+pub use registry::{CLAIMS_PER_FUNCTION, Claim, Function, Registry, RegistryError};
+pub use request::{Kind, PostedWrite, Request, Width};
 pub use server::{
     AttachError, Pending, PostError, Poster, ProtocolError, PublishError, Server, ServerError,
     ServerWork, TakeError,
 };
 pub use table::{ServerId, Table, TableError};
-
-/// An address as the target sees it: the IPA of an access, which is also the bus address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
-pub struct GuestAddress(u64);
-
-impl GuestAddress {
-    /// Makes an address of its number.
-    pub const fn new(address: u64) -> Self {
-        Self(address)
-    }
-
-    /// Returns the number.
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-}
-
-impl core::fmt::Display for GuestAddress {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{:#x}", self.0)
-    }
-}

@@ -4,43 +4,30 @@
 //! server is named by its id, and found by a handle of the kernel's choice (a reference to its
 //! `Server`, say), which each entry has a copy of: one search finds it all.
 
-use crate::request::{Sbdf, Width};
-use crate::{GuestAddress, ServerId};
+use crate::ServerId;
+use crate::request::Width;
 use abi::{MapFlags, Status};
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
+use vpci::{BusAddress, BusRange, Sbdf};
+
+/// How many ranges a function may claim, so that no device model uses up EL2's memory.
+///
+/// A function has at most six BARs and an expansion ROM (PCI Local Bus Specification 3.0, section
+/// 6.2.5); each may be cut into parts whose writes are posted or not.
+pub const CLAIMS_PER_FUNCTION: usize = 32;
 
 /// The servers of one target, with what they own in it.
 #[derive(Debug)]
 pub struct Registry<H> {
-    /// Where ranges may lie.
-    windows: Vec<Window>,
+    /// The windows of the host bridge, in which ranges may lie.
+    windows: Vec<BusRange>,
     /// Sorted by id.
     servers: Vec<(ServerId, H)>,
     /// Sorted by SBDF.
     functions: Vec<Function<H>>,
     /// Sorted by start; none overlap.
-    ranges: Vec<Range<H>>,
-}
-
-/// A window of the target's host bridge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// The first address.
-    pub start: GuestAddress,
-    /// How many bytes there are.
-    pub size: u64,
-}
-
-impl Window {
-    /// Says whether everything from `start` to `last` lies inside.
-    fn contains(&self, start: GuestAddress, last: GuestAddress) -> bool {
-        let inside = |at: GuestAddress| {
-            let offset = at.get().checked_sub(self.start.get());
-            offset.is_some_and(|offset| offset < self.size)
-        };
-        start <= last && inside(start) && inside(last)
-    }
+    claims: Vec<Claim<H>>,
 }
 
 /// A function of the target, and who emulates it.
@@ -56,11 +43,9 @@ pub struct Function<H> {
 
 /// An MMIO range that is claimed for a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Range<H> {
-    /// The first address.
-    pub start: GuestAddress,
-    /// The last address.
-    pub last: GuestAddress,
+pub struct Claim<H> {
+    /// The range.
+    pub range: BusRange,
     /// Whether writes are posted.
     pub flags: MapFlags,
     /// The function.
@@ -83,13 +68,13 @@ pub enum RegistryError {
     /// The function is not the server's.
     NotOwner(Sbdf),
     /// The function has no range that starts there.
-    NoSuchRange(GuestAddress),
-    /// The range has no byte, or goes past the end of the address space.
-    NotARange,
+    NoSuchRange(BusAddress),
     /// The range is not wholly in one of the bridge's windows.
     OutsideWindows,
     /// Part of the range is claimed already; this claim starts there.
-    Overlap(GuestAddress),
+    Overlap(BusAddress),
+    /// The function has claimed as many ranges as it may.
+    TooManyClaims(Sbdf),
     /// No memory is left.
     NoMemory,
 }
@@ -105,19 +90,18 @@ impl From<RegistryError> for Status {
         match error {
             RegistryError::NoSuchServer(_) | RegistryError::NoSuchRange(_) => Status::NotFound,
             RegistryError::NotOwner(_) => Status::Denied,
-            RegistryError::NotARange => Status::InvalidArgument,
             RegistryError::OutsideWindows => Status::BadAddress,
             RegistryError::ServerExists(_)
             | RegistryError::FunctionTaken(_)
             | RegistryError::Overlap(_) => Status::Busy,
-            RegistryError::NoMemory => Status::NoMemory,
+            RegistryError::TooManyClaims(_) | RegistryError::NoMemory => Status::NoMemory,
         }
     }
 }
 
 impl<H: Clone> Registry<H> {
     /// Makes the registry of a target whose bridge has these windows.
-    pub fn new(windows: &[Window]) -> Result<Self, RegistryError> {
+    pub fn new(windows: &[BusRange]) -> Result<Self, RegistryError> {
         let mut own = Vec::new();
         own.try_reserve_exact(windows.len())?;
         own.extend_from_slice(windows);
@@ -125,7 +109,7 @@ impl<H: Clone> Registry<H> {
             windows: own,
             servers: Vec::new(),
             functions: Vec::new(),
-            ranges: Vec::new(),
+            claims: Vec::new(),
         })
     }
 
@@ -144,7 +128,7 @@ impl<H: Clone> Registry<H> {
         let place = self.find_server(id);
         let place = place.map_err(|_| RegistryError::NoSuchServer(id))?;
         self.functions.retain(|function| function.server != id);
-        self.ranges.retain(|range| range.server != id);
+        self.claims.retain(|claim| claim.server != id);
         Ok(self.servers.remove(place).1)
     }
 
@@ -172,42 +156,39 @@ impl<H: Clone> Registry<H> {
         Ok(())
     }
 
-    /// Claims the `size` bytes from `start` for a function of a server.
+    /// Claims a range for a function of a server.
     pub fn map(
         &mut self,
         id: ServerId,
         sbdf: Sbdf,
-        start: GuestAddress,
-        size: u64,
+        range: BusRange,
         flags: MapFlags,
     ) -> Result<(), RegistryError> {
         let handle = self.check_owner(id, sbdf)?.handle.clone();
-        let last = last_of(start, size).ok_or(RegistryError::NotARange)?;
-        if !self
-            .windows
-            .iter()
-            .any(|window| window.contains(start, last))
-        {
+        if !self.windows.iter().any(|window| window.covers(range)) {
             return Err(RegistryError::OutsideWindows);
         }
         // All that start at or before our last byte; only the last of them can reach us.
-        let place = self.ranges.partition_point(|range| range.start <= last);
+        let place = self.claims_up_to(range.last());
         let below = place
             .checked_sub(1)
-            .and_then(|below| self.ranges.get(below));
-        if let Some(below) = below.filter(|below| below.last >= start) {
-            return Err(RegistryError::Overlap(below.start));
+            .and_then(|below| self.claims.get(below));
+        if let Some(below) = below.filter(|below| below.range.overlaps(range)) {
+            return Err(RegistryError::Overlap(below.range.start()));
         }
-        self.ranges.try_reserve(1)?;
-        let range = Range {
-            start,
-            last,
+        let claimed = self.claims.iter().filter(|claim| claim.sbdf == sbdf);
+        if claimed.count() >= CLAIMS_PER_FUNCTION {
+            return Err(RegistryError::TooManyClaims(sbdf));
+        }
+        self.claims.try_reserve(1)?;
+        let claim = Claim {
+            range,
             flags,
             sbdf,
             server: id,
             handle,
         };
-        self.ranges.insert(place, range);
+        self.claims.insert(place, claim);
         Ok(())
     }
 
@@ -216,35 +197,28 @@ impl<H: Clone> Registry<H> {
         &mut self,
         id: ServerId,
         sbdf: Sbdf,
-        start: GuestAddress,
+        start: BusAddress,
     ) -> Result<(), RegistryError> {
         self.check_owner(id, sbdf)?;
-        let found = self
-            .ranges
-            .binary_search_by_key(&start, |range| range.start);
-        let place = found.map_err(|_| RegistryError::NoSuchRange(start))?;
-        if self
-            .ranges
-            .get(place)
-            .is_none_or(|range| range.sbdf != sbdf)
-        {
-            return Err(RegistryError::NoSuchRange(start));
-        }
-        self.ranges.remove(place);
+        let place = self.claims_up_to(start).checked_sub(1);
+        let is_it = |claim: &Claim<H>| claim.range.start() == start && claim.sbdf == sbdf;
+        let place = place.filter(|&place| self.claims.get(place).is_some_and(is_it));
+        self.claims
+            .remove(place.ok_or(RegistryError::NoSuchRange(start))?);
         Ok(())
     }
 
     /// Gives back all ranges of a function: it is reset.
     pub fn unmap_all(&mut self, sbdf: Sbdf) {
-        self.ranges.retain(|range| range.sbdf != sbdf);
+        self.claims.retain(|claim| claim.sbdf != sbdf);
     }
 
-    /// Returns the range in which an access lies, wholly.
-    pub fn route(&self, address: GuestAddress, width: Width) -> Option<&Range<H>> {
-        let past = self.ranges.partition_point(|range| range.start <= address);
-        let range = self.ranges.get(past.checked_sub(1)?)?;
-        let last = last_of(address, width.bytes())?;
-        (last <= range.last).then_some(range)
+    /// Returns the claim to the range in which an access lies, wholly.
+    pub fn route(&self, address: BusAddress, width: Width) -> Option<&Claim<H>> {
+        let place = self.claims_up_to(address).checked_sub(1)?;
+        let access = BusRange::new(address, width.bytes())?;
+        let claim = self.claims.get(place)?;
+        claim.range.covers(access).then_some(claim)
     }
 
     /// Returns who emulates a function.
@@ -277,9 +251,9 @@ impl<H: Clone> Registry<H> {
         &self.functions
     }
 
-    /// Returns all ranges, by address.
-    pub fn ranges(&self) -> &[Range<H>] {
-        &self.ranges
+    /// Returns all claims, by address.
+    pub fn claims(&self) -> &[Claim<H>] {
+        &self.claims
     }
 
     fn find_server(&self, id: ServerId) -> Result<usize, usize> {
@@ -290,12 +264,12 @@ impl<H: Clone> Registry<H> {
         self.functions
             .binary_search_by_key(&sbdf, |function| function.sbdf)
     }
-}
 
-/// Returns the last of `size` addresses from `start`; `None` if there is no such address.
-fn last_of(start: GuestAddress, size: u64) -> Option<GuestAddress> {
-    let last = start.get().checked_add(size.checked_sub(1)?)?;
-    Some(GuestAddress::new(last))
+    /// Returns how many claims start at or before an address.
+    fn claims_up_to(&self, address: BusAddress) -> usize {
+        self.claims
+            .partition_point(|claim| claim.range.start() <= address)
+    }
 }
 
 #[cfg(test)]
@@ -307,27 +281,29 @@ mod tests {
     const B: ServerId = ServerId::new(2);
     const NOBODY: ServerId = ServerId::new(3);
 
-    fn at(address: u64) -> GuestAddress {
-        GuestAddress::new(address)
+    fn at(address: u64) -> BusAddress {
+        BusAddress::new(address)
+    }
+
+    fn range(start: u64, size: u64) -> BusRange {
+        BusRange::new(at(start), size).unwrap()
+    }
+
+    fn function(number: u32) -> Sbdf {
+        Sbdf::from(number)
     }
 
     /// Servers "a" with functions 8 and 16, and "b" with function 24.
     fn registry() -> Registry<&'static str> {
         let windows = [
-            Window {
-                start: at(0x1000_0000),
-                size: 0x1000_0000,
-            },
-            Window {
-                start: at(0xffff_ffff_ffff_0000),
-                size: 0x1_0000,
-            },
+            range(0x1000_0000, 0x1000_0000),
+            range(0xffff_ffff_ffff_0000, 0x1_0000),
         ];
         let mut registry = Registry::new(&windows).unwrap();
         registry.add_server(B, "b").unwrap();
         registry.add_server(A, "a").unwrap();
         for (server, sbdf) in [(A, 16), (A, 8), (B, 24)] {
-            registry.add_function(server, sbdf).unwrap();
+            registry.add_function(server, function(sbdf)).unwrap();
         }
         registry
     }
@@ -346,25 +322,22 @@ mod tests {
             (A,      8,  0x1000_4fff,           1,            Err(Overlap(at(0x1000_4000)))),
             (A,      8,  0x1000_0000,           0x1000_0000,  Err(Overlap(at(0x1000_4000)))),
             (A,      8,  0x1000_5000,           1,            Ok(())),
-            (A,      24, 0x1000_6000,           0x1000,       Err(NotOwner(24))),
-            (A,      32, 0x1000_6000,           0x1000,       Err(NotOwner(32))),
+            (A,      24, 0x1000_6000,           0x1000,       Err(NotOwner(function(24)))),
+            (A,      32, 0x1000_6000,           0x1000,       Err(NotOwner(function(32)))),
             (NOBODY, 8,  0x1000_6000,           0x1000,       Err(NoSuchServer(NOBODY))),
-            (A,      8,  0x1000_6000,           0,            Err(NotARange)),
-            (A,      8,  0x1000_6000,           u64::MAX,     Err(NotARange)),
             (A,      8,  0x0fff_ffff,           2,            Err(OutsideWindows)),
             (A,      8,  0x1fff_f000,           0x1001,       Err(OutsideWindows)),
             (A,      8,  0x1fff_f000,           0x1000,       Ok(())),
             (A,      8,  0x4000_0000,           0x1000,       Err(OutsideWindows)),
             (A,      8,  0x1fff_f000,           1 << 63,      Err(OutsideWindows)),
             (A,      8,  0xffff_ffff_ffff_f000, 0x1000,       Ok(())),
-            (A,      8,  0xffff_ffff_ffff_f000, 0x1001,       Err(NotARange)),
         ];
         let mut registry = registry();
         for (server, sbdf, start, size, result) in cases {
-            let got = registry.map(server, sbdf, at(start), size, MapFlags::NONE);
+            let got = registry.map(server, function(sbdf), range(start, size), MapFlags::NONE);
             assert_eq!(got, result, "{start:#x}+{size:#x}");
         }
-        assert!(registry.ranges().is_sorted_by_key(|range| range.start));
+        assert!(registry.claims().is_sorted_by_key(|claim| claim.range.start()));
     }
 
     #[test]
@@ -376,7 +349,7 @@ mod tests {
             (B, 24, 0x1000_1000, 0x10,   MapFlags::POSTED),
             (A, 16, 0x1800_0000, 4,      MapFlags::NONE),
         ] {
-            registry.map(server, sbdf, at(start), size, flags).unwrap();
+            registry.map(server, function(sbdf), range(start, size), flags).unwrap();
         }
         let cases = [
             (0x0fff_ffff, Width::One,   None),
@@ -394,8 +367,10 @@ mod tests {
             (0,           Width::One,   None),
         ];
         for (address, width, expected) in cases {
-            let range = registry.route(at(address), width);
-            let got = range.map(|range| (range.sbdf, range.handle, range.start.get()));
+            let claim = registry.route(at(address), width);
+            let got = claim.map(|claim| {
+                (u32::from(claim.sbdf), claim.handle, claim.range.start().get())
+            });
             assert_eq!(got, expected, "{address:#x} {width:?}");
         }
         let posted = registry.route(at(0x1000_1000), Width::One).unwrap();
@@ -407,58 +382,85 @@ mod tests {
     fn a_range_is_given_back_by_the_function_that_claimed_it() {
         let mut registry = registry();
         let start = at(0x1000_0000);
-        registry.map(A, 8, start, 16, MapFlags::NONE).unwrap();
+        registry
+            .map(A, function(8), range(0x1000_0000, 16), MapFlags::NONE)
+            .unwrap();
         let cases = [
             (A, 16, start, Err(RegistryError::NoSuchRange(start))),
             (B, 24, start, Err(RegistryError::NoSuchRange(start))),
-            (B, 8, start, Err(RegistryError::NotOwner(8))),
+            (B, 8, start, Err(RegistryError::NotOwner(function(8)))),
             (NOBODY, 8, start, Err(RegistryError::NoSuchServer(NOBODY))),
             (A, 8, at(1), Err(RegistryError::NoSuchRange(at(1)))),
             (A, 8, start, Ok(())),
             (A, 8, start, Err(RegistryError::NoSuchRange(start))),
         ];
         for (server, sbdf, start, result) in cases {
-            assert_eq!(registry.unmap(server, sbdf, start), result);
+            assert_eq!(registry.unmap(server, function(sbdf), start), result);
         }
         assert_eq!(registry.route(start, Width::One), None);
+    }
+
+    #[test]
+    fn a_function_claims_so_many_ranges_and_no_more() {
+        let mut registry = registry();
+        let mut claim = |number: u32, index| {
+            let range = range(0x1000_0000 + index * 16, 16);
+            registry.map(A, function(number), range, MapFlags::NONE)
+        };
+        for index in 0..CLAIMS_PER_FUNCTION as u64 {
+            assert_eq!(claim(8, index), Ok(()));
+        }
+        let full = RegistryError::TooManyClaims(function(8));
+        assert_eq!(claim(8, 100), Err(full));
+        assert_eq!(claim(16, 100), Ok(()), "another has its own");
     }
 
     #[test]
     fn a_function_has_one_owner_and_its_ranges_go_with_it() {
         let mut registry = registry();
         assert_eq!(
-            registry.add_function(B, 8),
-            Err(RegistryError::FunctionTaken(8))
+            registry.add_function(B, function(8)),
+            Err(RegistryError::FunctionTaken(function(8)))
         );
         assert_eq!(
-            registry.add_function(NOBODY, 9),
+            registry.add_function(NOBODY, function(9)),
             Err(RegistryError::NoSuchServer(NOBODY))
         );
         for (sbdf, start) in [(8, 0x1000_0000), (16, 0x1000_1000), (8, 0x1000_2000)] {
             let flags = MapFlags::NONE;
-            registry.map(A, sbdf, at(start), 0x1000, flags).unwrap();
+            registry
+                .map(A, function(sbdf), range(start, 0x1000), flags)
+                .unwrap();
         }
         assert_eq!(
-            registry.remove_function(B, 8),
-            Err(RegistryError::NotOwner(8))
+            registry.remove_function(B, function(8)),
+            Err(RegistryError::NotOwner(function(8)))
         );
-        registry.remove_function(A, 8).unwrap();
-        assert_eq!(registry.owner(8), None);
-        assert_eq!(registry.ranges().len(), 1);
-        registry.add_function(B, 8).unwrap();
-        assert_eq!(registry.owner(8).unwrap().handle, "b");
-        assert_eq!(registry.check_owner(B, 8).unwrap().server, B);
-        registry.unmap_all(16);
-        assert_eq!(registry.ranges(), []);
-        assert_eq!(registry.owner(16).unwrap().server, A, "still its owner");
+        registry.remove_function(A, function(8)).unwrap();
+        assert_eq!(registry.owner(function(8)), None);
+        assert_eq!(registry.claims().len(), 1);
+        registry.add_function(B, function(8)).unwrap();
+        assert_eq!(registry.owner(function(8)).unwrap().handle, "b");
+        assert_eq!(registry.check_owner(B, function(8)).unwrap().server, B);
+        registry.unmap_all(function(16));
+        assert_eq!(registry.claims(), []);
+        assert_eq!(
+            registry.owner(function(16)).unwrap().server,
+            A,
+            "still its owner"
+        );
     }
 
     #[test]
     fn a_server_goes_with_all_that_it_owns() {
         let mut registry = registry();
         let flags = MapFlags::NONE;
-        registry.map(A, 8, at(0x1000_0000), 1, flags).unwrap();
-        registry.map(B, 24, at(0x1000_0001), 1, flags).unwrap();
+        registry
+            .map(A, function(8), range(0x1000_0000, 1), flags)
+            .unwrap();
+        registry
+            .map(B, function(24), range(0x1000_0001, 1), flags)
+            .unwrap();
         assert_eq!(
             registry.add_server(A, "c"),
             Err(RegistryError::ServerExists(A))
@@ -469,7 +471,7 @@ mod tests {
             Err(RegistryError::NoSuchServer(A))
         );
         assert_eq!(registry.functions().len(), 1);
-        assert_eq!(registry.ranges().len(), 1);
+        assert_eq!(registry.claims().len(), 1);
         assert_eq!(registry.servers().collect::<vec::Vec<_>>(), [(B, &"b")]);
         assert_eq!(registry.handle(B), Ok(&"b"));
     }
@@ -479,12 +481,12 @@ mod tests {
         let cases = [
             (RegistryError::NoSuchServer(A), Status::NotFound),
             (RegistryError::NoSuchRange(at(0)), Status::NotFound),
-            (RegistryError::NotOwner(8), Status::Denied),
-            (RegistryError::NotARange, Status::InvalidArgument),
+            (RegistryError::NotOwner(function(8)), Status::Denied),
             (RegistryError::OutsideWindows, Status::BadAddress),
             (RegistryError::Overlap(at(0)), Status::Busy),
             (RegistryError::ServerExists(A), Status::Busy),
-            (RegistryError::FunctionTaken(8), Status::Busy),
+            (RegistryError::FunctionTaken(function(8)), Status::Busy),
+            (RegistryError::TooManyClaims(function(8)), Status::NoMemory),
             (RegistryError::NoMemory, Status::NoMemory),
         ];
         for (error, status) in cases {

@@ -10,9 +10,7 @@
 //! ```
 
 use crate::sync::{high, low, word};
-
-/// A function, as segment << 16 | requester ID.
-pub type Sbdf = u32;
+use vpci::Sbdf;
 
 /// What kind of request it is.
 ///
@@ -98,7 +96,7 @@ pub struct Request {
     pub width: Width,
     /// The function that is asked.
     pub sbdf: Sbdf,
-    /// The offset in config space, or the guest's address.
+    /// The offset in config space, or the bus address.
     pub address: u64,
     /// What a write writes.
     pub data: u64,
@@ -132,7 +130,7 @@ impl Request {
 
     pub(crate) fn operation(&self) -> u64 {
         word(
-            self.sbdf,
+            u32::from(self.sbdf),
             u32::from(self.width as u8) << 8 | u32::from(self.kind as u8),
         )
     }
@@ -142,7 +140,7 @@ impl Request {
         Some(Self {
             kind: Kind::decode(low(operation) & 0xff)?,
             width: Width::from_bytes(operation >> 8 & 0xff_ffff)?,
-            sbdf: high(operation),
+            sbdf: Sbdf::from(high(operation)),
             address,
             data,
         })
@@ -156,7 +154,7 @@ pub struct PostedWrite {
     pub width: Width,
     /// The function that claimed the range.
     pub sbdf: Sbdf,
-    /// The guest's address.
+    /// The bus address.
     pub address: u64,
     /// What is written.
     pub data: u64,
@@ -212,7 +210,7 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn a_request_is_encoded_as_the_picture_says() {
-        let request = |kind, width| Request { kind, width, sbdf: 0x1_00fa, address: 0x10, data: 7 };
+        let request = |kind, width| Request { kind, width, sbdf: Sbdf::from(0x1_00fa), address: 0x10, data: 7 };
         let cases = [
             (request(Kind::ConfigRead,  Width::One),   0x0001_00fa_0000_0101),
             (request(Kind::ConfigWrite, Width::Two),   0x0001_00fa_0000_0202),
@@ -240,7 +238,7 @@ mod tests {
             let request = Request {
                 kind,
                 width: Width::Two,
-                sbdf: 0,
+                sbdf: Sbdf::from(0),
                 address: 0,
                 data: 0,
             };
@@ -248,14 +246,14 @@ mod tests {
             let ones = if kind.is_read() { 0xffff } else { 0 };
             assert_eq!(request.unanswered(), ones, "{kind:?}");
         }
-        assert_eq!(Request::reset(8).unanswered(), 0);
+        assert_eq!(Request::reset(Sbdf::from(8)).unanswered(), 0);
     }
 
     #[test]
     fn a_posted_write_is_a_write_and_nothing_else() {
         let write = PostedWrite {
             width: Width::Four,
-            sbdf: 8,
+            sbdf: Sbdf::from(8),
             address: 0x1000_0000,
             data: 5,
         };

@@ -9,6 +9,7 @@ use ioreq::{
     Server, ServerError, ServerWork, State, TakeError, Width, Work,
 };
 use std::sync::atomic::Ordering;
+use vpci::Sbdf;
 
 /// The word of a line, as somebody who does not keep to the protocol reaches it.
 fn word(lines: &[Line], line: usize, word: usize) -> &std::sync::atomic::AtomicU64 {
@@ -360,7 +361,7 @@ fn all_kinds_and_widths_go_over_unchanged() {
             let request = Request {
                 kind,
                 width,
-                sbdf: 0xffff_fff9,
+                sbdf: Sbdf::from(0xffff_fff9),
                 address: 0x1234_5678_9abc_def0,
                 data: 0xfedc_ba98_7654_3210,
             };
@@ -374,7 +375,9 @@ fn all_kinds_and_widths_go_over_unchanged() {
             assert_eq!(server.take_answer(&pending), Ok(request.unanswered()));
         }
     }
-    let pending = server.publish(0, Request::reset(8)).unwrap();
+    let pending = server
+        .publish(0, Request::reset(Sbdf::from_rid(0, 8)))
+        .unwrap();
     assert_eq!(requests(&mut client, 0), ["Reset 0x0"]);
     server.complete(0).unwrap();
     assert_eq!(server.take_answer(&pending), Ok(0));

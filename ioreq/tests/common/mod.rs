@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "no test file uses all of it")]
 
 use ioreq::{Kind, Layout, Line, PostedWrite, Request, Server, Width};
+use vpci::Sbdf;
 
 /// Makes the memory for a ring, on the heap for as long as the test runs.
 pub(crate) fn memory(slots: u32, posted: u32) -> (Layout, Vec<Line>) {
@@ -21,7 +22,7 @@ pub(crate) fn read(address: u64) -> Request {
     Request {
         kind: Kind::MmioRead,
         width: Width::Four,
-        sbdf: 8,
+        sbdf: Sbdf::from_rid(0, 8),
         address,
         data: 0,
     }
@@ -30,7 +31,7 @@ pub(crate) fn read(address: u64) -> Request {
 pub(crate) fn write(address: u64, data: u64) -> PostedWrite {
     PostedWrite {
         width: Width::Four,
-        sbdf: 8,
+        sbdf: Sbdf::from_rid(0, 8),
         address,
         data,
     }
