@@ -247,7 +247,12 @@ impl Manifest {
         if !module.offset.is_multiple_of(PAGE) || end.is_none() {
             report("file", Mistake::ModulePlace);
         }
-        let overlaps = |other: &&Module| other.offset < module.end() && module.offset < other.end();
+        // Two names for the same bytes are no mistake.
+        let overlaps = |other: &&Module| {
+            other.offset < module.end()
+                && module.offset < other.end()
+                && (other.offset, other.size) != (module.offset, module.size)
+        };
         if let Some(other) = before.clone().find(overlaps) {
             report("file", Mistake::ModuleOverlap(&other.name));
         }

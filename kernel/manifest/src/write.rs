@@ -24,8 +24,11 @@ impl Manifest {
         tree.begin("modules")?;
         tree.u32("#address-cells", 2)?;
         tree.u32("#size-cells", 2)?;
-        for module in &self.modules {
+        for (index, module) in self.modules.iter().enumerate() {
+            // By number: how long the tree is must not depend on where the modules are.
+            tree.begin(&format!("module@{index:x}"))?;
             write_module(&mut tree, module)?;
+            tree.end()?;
         }
         tree.end()?;
         tree.begin("domains")?;
@@ -41,10 +44,8 @@ impl Manifest {
 }
 
 fn write_module(tree: &mut Writer, module: &Module) -> Result<(), WriteError> {
-    tree.begin(&format!("module@{:x}", module.offset))?;
     tree.numbers("reg", &[module.offset, module.size])?;
-    tree.string("isthmus,name", &module.name)?;
-    tree.end()
+    tree.string("isthmus,name", &module.name)
 }
 
 fn write_domain(tree: &mut Writer, domain: &Domain) -> Result<(), WriteError> {

@@ -110,6 +110,9 @@ fn a_sound_system_is_taken() {
     assert_eq!(errors(&ranges), [""; 0]);
     ranges.domains[1].servers[0].memory = Grant::None;
     assert_eq!(errors(&ranges), [""; 0]);
+    let mut alias = system();
+    alias.modules.push(module("same", 64 * MIB, 16 * MIB));
+    assert_eq!(errors(&alias), [""; 0]);
 }
 
 #[test]
