@@ -1,0 +1,229 @@
+//! Capabilities: where a function has them, and what those say that matters here.
+
+use vpci::Offset;
+
+use crate::config::{ConfigSpace, Function, header};
+
+/// PMCSR in the power management capability (section 7.5.2.2).
+pub(crate) const POWER_CONTROL: u16 = 4;
+/// PMCSR: nothing is lost on the way from D3hot to D0.
+const NO_SOFT_RESET: u16 = 1 << 3;
+/// AF capabilities, bit 1: function level reset (PCI ECN "Advanced Capabilities for Conventional
+/// PCI").
+const ADVANCED_RESET: u8 = 1 << 1;
+
+/// Where a function's capabilities are. The first of each kind counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Power management (01h).
+    pub power: Option<Offset>,
+    /// Whether its power management resets it on the way from D3hot to D0 (No_Soft_Reset is 0).
+    pub power_reset: bool,
+    /// MSI (05h).
+    pub msi: Option<Offset>,
+    /// PCI Express (10h).
+    pub express: Option<Offset>,
+    /// MSI-X (11h).
+    pub msix: Option<Offset>,
+    /// Advanced features of conventional PCI (13h).
+    pub advanced: Option<Offset>,
+    /// Whether these can reset it.
+    pub advanced_reset: bool,
+    /// Access control services (extended, 000Dh).
+    pub acs: Option<Offset>,
+    /// Alternative routing ID (extended, 000Eh).
+    pub ari: Option<Offset>,
+    /// Single root I/O virtualization (extended, 0010h).
+    pub sriov: Option<Offset>,
+}
+
+impl Capabilities {
+    /// Walks both lists of a function. A list that loops, or points outside of its part of config
+    /// space, ends there.
+    pub(crate) fn find<C: ConfigSpace + ?Sized>(function: Function<'_, C>) -> Self {
+        let mut found = Self::default();
+        if function.read16(header::STATUS) & header::STATUS_CAPABILITIES == 0 {
+            return found;
+        }
+        let mut offset = u16::from(function.read8(header::CAPABILITIES) & 0xfc);
+        // As many as fit between the header and the end of conventional config space.
+        for _ in 0..(0x100 - 0x40) / 4 {
+            if offset < 0x40 {
+                break;
+            }
+            let [id, next] = function.read16(offset).to_le_bytes();
+            let place = match id {
+                0x01 => &mut found.power,
+                0x05 => &mut found.msi,
+                0x10 => &mut found.express,
+                0x11 => &mut found.msix,
+                0x13 => &mut found.advanced,
+                0xff => break,
+                _ => &mut None,
+            };
+            *place = place.or(Offset::new(offset));
+            offset = u16::from(next & 0xfc);
+        }
+        if let Some(offset) = found.power {
+            let control = function.read16(offset.get() + POWER_CONTROL);
+            found.power_reset = control & NO_SOFT_RESET == 0;
+        }
+        if let Some(offset) = found.advanced {
+            found.advanced_reset = function.read8(offset.get() + 3) & ADVANCED_RESET != 0;
+        }
+        if found.express.is_some() {
+            found.find_extended(function);
+        }
+        found
+    }
+
+    fn find_extended<C: ConfigSpace + ?Sized>(&mut self, function: Function<'_, C>) {
+        let mut offset = 0x100;
+        for _ in 0..(0x1000 - 0x100) / 4 {
+            if offset < 0x100 {
+                break;
+            }
+            let entry = function.read32(offset);
+            if entry == 0 || entry == u32::MAX {
+                break;
+            }
+            let place = match entry & 0xffff {
+                0x000d => &mut self.acs,
+                0x000e => &mut self.ari,
+                0x0010 => &mut self.sriov,
+                _ => &mut None,
+            };
+            *place = place.or(Offset::new(offset));
+            let [_, _, low, high] = entry.to_le_bytes();
+            offset = u16::from_le_bytes([low, high]) >> 4 & 0xffc;
+        }
+    }
+}
+
+/// What a PCI Express function is (section 7.5.3.2, Device/Port Type).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// An endpoint, also a legacy one or one integrated into the root complex.
+    Endpoint,
+    /// A port of the root complex.
+    RootPort,
+    /// The port of a switch that looks to the root complex.
+    UpstreamPort,
+    /// A port of a switch that looks away from it.
+    DownstreamPort,
+    /// A bridge from PCI Express to conventional PCI.
+    ToConventional,
+    /// A bridge from conventional PCI to PCI Express.
+    FromConventional,
+    /// Something else.
+    Other(u8),
+}
+
+/// Device Control in the PCI Express capability.
+pub(crate) const DEVICE_CONTROL: u16 = 0x08;
+/// Device Status.
+pub(crate) const DEVICE_STATUS: u16 = 0x0a;
+/// Device Control 2, from version 2 of the capability on.
+pub(crate) const DEVICE_CONTROL_2: u16 = 0x28;
+/// Device Control: initiate a function level reset.
+pub(crate) const INITIATE_RESET: u16 = 1 << 15;
+
+/// What the PCI Express capability says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Express {
+    /// Where it is.
+    pub offset: Offset,
+    /// What the function is.
+    pub kind: PortKind,
+    /// Whether it can be reset alone.
+    pub function_level_reset: bool,
+    /// Device Control as firmware left it: payload sizes fit together along a path.
+    pub(crate) control: u16,
+    /// Device Control 2, if there is one.
+    pub(crate) control_2: Option<u16>,
+}
+
+impl Express {
+    pub(crate) fn read<C: ConfigSpace + ?Sized>(function: Function<'_, C>, offset: Offset) -> Self {
+        let base = offset.get();
+        let flags = function.read16(base + 2);
+        let kind = match flags >> 4 & 0xf {
+            0 | 1 | 9 => PortKind::Endpoint,
+            4 => PortKind::RootPort,
+            5 => PortKind::UpstreamPort,
+            6 => PortKind::DownstreamPort,
+            7 => PortKind::ToConventional,
+            8 => PortKind::FromConventional,
+            other => PortKind::Other(other.to_le_bytes()[0]),
+        };
+        Self {
+            offset,
+            kind,
+            function_level_reset: function.read32(base + 4) & 1 << 28 != 0,
+            control: function.read16(base + DEVICE_CONTROL) & !INITIATE_RESET,
+            control_2: (flags & 0xf >= 2).then(|| function.read16(base + DEVICE_CONTROL_2)),
+        }
+    }
+
+    /// Sets the control registers to what they were.
+    pub(crate) fn restore<C: ConfigSpace + ?Sized>(self, function: Function<'_, C>) {
+        function.write16(self.offset.get() + DEVICE_CONTROL, self.control);
+        if let Some(control) = self.control_2 {
+            function.write16(self.offset.get() + DEVICE_CONTROL_2, control);
+        }
+    }
+}
+
+/// Access control services of a function: what it has, and what is on (section 7.7.11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Acs {
+    /// What the function can do.
+    pub capability: u16,
+    /// What of it is on.
+    pub enabled: u16,
+}
+
+impl Acs {
+    /// Requests that claim another bus are refused.
+    pub const SOURCE_VALIDATION: u16 = 1 << 0;
+    /// Requests to peers go through the root complex.
+    pub const REQUEST_REDIRECT: u16 = 1 << 2;
+    /// And so do their completions.
+    pub const COMPLETION_REDIRECT: u16 = 1 << 3;
+    /// What comes back from there is let through.
+    pub const UPSTREAM_FORWARDING: u16 = 1 << 4;
+    /// What a port needs to keep apart what is below it.
+    pub const ISOLATION: u16 = Self::SOURCE_VALIDATION
+        | Self::REQUEST_REDIRECT
+        | Self::COMPLETION_REDIRECT
+        | Self::UPSTREAM_FORWARDING;
+
+    /// Turns on what isolates, and nothing else.
+    pub(crate) fn enable<C: ConfigSpace + ?Sized>(
+        function: Function<'_, C>,
+        offset: Option<Offset>,
+    ) -> Self {
+        let Some(offset) = offset.map(Offset::get) else {
+            return Self::default();
+        };
+        let capability = function.read16(offset + 4);
+        function.write16(offset + 6, capability & Self::ISOLATION);
+        Self {
+            capability,
+            enabled: function.read16(offset + 6),
+        }
+    }
+
+    /// Returns whether a port keeps apart what is below it.
+    pub fn isolates_port(self) -> bool {
+        self.enabled & Self::ISOLATION == Self::ISOLATION
+    }
+
+    /// Returns whether a function of a device with several is kept apart from the others: what it
+    /// has of redirection is on. One that lacks the capability may reach its siblings unseen, one
+    /// that has it without redirection does not send to peers (section 6.12.1.2).
+    pub fn isolates_function(self, has_capability: bool) -> bool {
+        let redirection = Self::REQUEST_REDIRECT | Self::COMPLETION_REDIRECT;
+        has_capability && self.capability & redirection & !self.enabled == 0
+    }
+}

@@ -1,0 +1,230 @@
+//! What was found: functions, bridges, BARs.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+
+use vpci::{BusAddress, BusRange, Sbdf};
+
+use crate::capability::{Acs, Capabilities, Express, PortKind};
+
+/// What a BAR decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BarKind {
+    /// I/O space: never placed.
+    Io,
+    /// Memory space below 4 GiB.
+    Memory32,
+    /// Memory space; the next BAR's register is its upper half.
+    Memory64,
+}
+
+/// Where a BAR was placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// In PCI memory space: what the BAR holds.
+    pub bus: BusAddress,
+    /// In the machine's physical memory.
+    pub host: u64,
+}
+
+/// A base address register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bar {
+    /// Which: 0 to 5; the lower one of a pair.
+    pub index: u8,
+    /// What it decodes.
+    pub kind: BarKind,
+    /// Whether reads have no side effects.
+    pub prefetchable: bool,
+    /// Its size, a power of two.
+    pub size: u64,
+    /// Where it is. The rest of its last page is nobody's.
+    pub placement: Option<Placement>,
+}
+
+/// A bridge between two buses, or a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bridge {
+    /// The bus below; zero if there was no number for it.
+    pub secondary: u8,
+    /// The last bus below.
+    pub subordinate: u8,
+    /// The functions on the bus below, as positions in the hierarchy.
+    pub children: Range<usize>,
+    /// Everything below.
+    pub below: Range<usize>,
+    /// The window below 4 GiB.
+    pub memory: Option<BusRange>,
+    /// The prefetchable window.
+    pub prefetchable: Option<BusRange>,
+    /// Whether the prefetchable window has 64 bits of address.
+    pub(crate) wide: bool,
+}
+
+/// What kind of header a function has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// Type 0.
+    Endpoint,
+    /// Type 1.
+    Bridge(Bridge),
+    /// A type that is not known; the function is left alone, disabled.
+    Other(u8),
+}
+
+/// A function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub sbdf: Sbdf,
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// Class, subclass, programming interface: 24 bits.
+    pub class: u32,
+    /// Revision ID.
+    pub revision: u8,
+    /// Its kind of header.
+    pub header: Header,
+    /// Its BARs, by index.
+    pub bars: [Option<Bar>; 6],
+    /// Where its capabilities are.
+    pub capabilities: Capabilities,
+    /// What its PCI Express capability says.
+    pub express: Option<Express>,
+    /// What of access control services it has, and what is on.
+    pub acs: Acs,
+    /// The bridge above; `None` on the root bus.
+    pub parent: Option<usize>,
+    /// Whether all its memory BARs are placed, and so are those of the bridges above. A function
+    /// that is not usable stays disabled.
+    pub usable: bool,
+}
+
+impl Device {
+    /// Returns the bridge, if the function is one.
+    pub fn bridge(&self) -> Option<&Bridge> {
+        match &self.header {
+            Header::Bridge(bridge) => Some(bridge),
+            Header::Endpoint | Header::Other(_) => None,
+        }
+    }
+
+    pub(crate) fn bridge_mut(&mut self) -> Option<&mut Bridge> {
+        match &mut self.header {
+            Header::Bridge(bridge) => Some(bridge),
+            Header::Endpoint | Header::Other(_) => None,
+        }
+    }
+
+    /// Returns what the function is in PCI Express; `None` for a conventional one.
+    pub fn port(&self) -> Option<PortKind> {
+        self.express.map(|express| express.kind)
+    }
+}
+
+/// Something that was left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// There is no bus number for what is behind a bridge.
+    NoBus(Sbdf),
+    /// A BAR does not fit in the windows; the function is left disabled.
+    NoSpace {
+        /// The function.
+        sbdf: Sbdf,
+        /// The BAR.
+        bar: u8,
+        /// Its size.
+        size: u64,
+    },
+    /// A BAR that the specification does not know.
+    BadBar {
+        /// The function.
+        sbdf: Sbdf,
+        /// The BAR.
+        bar: u8,
+    },
+    /// A header that the specification does not know.
+    BadHeader(Sbdf),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoBus(sbdf) => write!(f, "{sbdf}: no bus number is left for the bus behind it"),
+            Self::NoSpace { sbdf, bar, size } => {
+                write!(
+                    f,
+                    "{sbdf}: disabled, no room for {size:#x} bytes of BAR {bar}"
+                )
+            }
+            Self::BadBar { sbdf, bar } => write!(f, "{sbdf}: BAR {bar} is of no known kind"),
+            Self::BadHeader(sbdf) => write!(f, "{sbdf}: disabled, its header is of no known type"),
+        }
+    }
+}
+
+/// All functions below a host bridge, in ascending order of their names.
+#[derive(Clone, Debug, Default)]
+pub struct Hierarchy {
+    pub(crate) devices: Vec<Device>,
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl Hierarchy {
+    /// Returns the functions.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// Returns what was left out.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Returns the position of a function.
+    pub fn position(&self, sbdf: Sbdf) -> Option<usize> {
+        self.devices
+            .binary_search_by_key(&sbdf, |device| device.sbdf)
+            .ok()
+    }
+
+    /// Returns a function.
+    pub fn find(&self, sbdf: Sbdf) -> Option<&Device> {
+        self.devices.get(self.position(sbdf)?)
+    }
+
+    /// Returns the bridges above a function, from the nearest to the root.
+    pub fn above(&self, device: &Device) -> impl Iterator<Item = &Device> {
+        let mut parent = device.parent;
+        core::iter::from_fn(move || {
+            let bridge = self.devices.get(parent?)?;
+            parent = bridge.parent;
+            Some(bridge)
+        })
+    }
+
+    /// Returns the requester IDs under which requests of a function may reach the root complex: its
+    /// own first. The last one is what a machine uses whose bridges follow the specification.
+    ///
+    /// A bridge to conventional PCI puts its own name on the requests from below: a conventional
+    /// one its requester ID, one that is a PCI Express function device 0 function 0 of its
+    /// secondary bus (PCI Express to PCI/PCI-X Bridge Specification, section 2.3).
+    pub fn requester_ids(&self, device: &Device) -> impl Iterator<Item = u16> {
+        let aliases = self.above(device).filter_map(|bridge| match bridge.port() {
+            None => Some(bridge.sbdf.rid()),
+            Some(PortKind::ToConventional) => Some(u16::from(bridge.bridge()?.secondary) << 8),
+            Some(_) => None,
+        });
+        core::iter::once(device.sbdf.rid()).chain(aliases)
+    }
+
+    /// Returns the requester ID under which requests of a function reach the root complex.
+    pub fn requester_id(&self, device: &Device) -> u16 {
+        self.requester_ids(device)
+            .last()
+            .unwrap_or(device.sbdf.rid())
+    }
+}

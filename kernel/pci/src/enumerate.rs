@@ -1,0 +1,384 @@
+//! Enumeration: bus numbers, functions, sizes of BARs.
+//!
+//! Buses are numbered depth first: a bridge's secondary bus gets the next number, and the bridge is
+//! closed behind the last bus found below. On each bus, every function is disabled before the first
+//! bridge is opened, so that nothing that firmware left running can send requests upstream.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use vpci::Sbdf;
+
+use crate::capability::{Acs, Capabilities, Express, PortKind};
+use crate::config::{ConfigSpace, Function, bridge, header};
+use crate::device::{Bar, BarKind, Bridge, Device, Header, Hierarchy, Problem};
+use crate::place::{HostBridge, place};
+use crate::{OutOfMemory, push};
+
+/// Finds everything below a host bridge, gives it bus numbers and places for its BARs, and programs
+/// them.
+///
+/// Afterwards memory decode and bus mastering are on in bridges, and off in everything else. Access
+/// control services that isolate are on where there are any.
+pub fn enumerate<C: ConfigSpace + ?Sized>(
+    config: &C,
+    host: &HostBridge,
+) -> Result<Hierarchy, OutOfMemory> {
+    let mut scan = Scan {
+        config,
+        host,
+        found: Hierarchy::default(),
+        last_bus: host.first_bus,
+    };
+    scan.run()?;
+    let mut found = scan.found;
+    place(&mut found, host)?;
+    for index in 0..found.devices.len() {
+        found.restore(config, index);
+    }
+    Ok(found)
+}
+
+struct Scan<'a, C: ?Sized> {
+    config: &'a C,
+    host: &'a HostBridge,
+    found: Hierarchy,
+    last_bus: u8,
+}
+
+/// A bus whose bridges are being walked.
+struct Level {
+    left: Range<usize>,
+    parent: Option<usize>,
+}
+
+impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
+    fn run(&mut self) -> Result<(), OutOfMemory> {
+        let mut levels = Vec::new();
+        let left = self.scan_bus(self.host.first_bus, None)?;
+        push(&mut levels, Level { left, parent: None })?;
+        while let Some(level) = levels.last_mut() {
+            if let Some(index) = level.left.next() {
+                if let Some(bus) = self.open(index)? {
+                    let left = self.scan_bus(bus, Some(index))?;
+                    if let Some(bridge) = self.bridge_mut(index) {
+                        bridge.children = left.clone();
+                    }
+                    push(
+                        &mut levels,
+                        Level {
+                            left,
+                            parent: Some(index),
+                        },
+                    )?;
+                }
+            } else {
+                if let Some(parent) = level.parent {
+                    self.close(parent);
+                }
+                levels.pop();
+            }
+        }
+        Ok(())
+    }
+
+    fn bridge_mut(&mut self, index: usize) -> Option<&mut Bridge> {
+        self.found.devices.get_mut(index)?.bridge_mut()
+    }
+
+    /// Gives the bus below a bridge the next number, and lets config accesses through to all that
+    /// are left.
+    fn open(&mut self, index: usize) -> Result<Option<u8>, OutOfMemory> {
+        let Some(device) = self.found.devices.get_mut(index) else {
+            return Ok(None);
+        };
+        let sbdf = device.sbdf;
+        let Some(bridge) = device.bridge_mut() else {
+            return Ok(None);
+        };
+        if self.last_bus >= self.host.last_bus {
+            push(&mut self.found.problems, Problem::NoBus(sbdf))?;
+            return Ok(None);
+        }
+        self.last_bus += 1;
+        bridge.secondary = self.last_bus;
+        bridge.subordinate = self.host.last_bus;
+        write_buses(Function::new(self.config, sbdf), sbdf, bridge);
+        Ok(Some(self.last_bus))
+    }
+
+    /// Ends a bridge's buses with the last one found.
+    fn close(&mut self, index: usize) {
+        let (last_bus, end) = (self.last_bus, self.found.devices.len());
+        let Some(device) = self.found.devices.get_mut(index) else {
+            return;
+        };
+        let sbdf = device.sbdf;
+        if let Some(bridge) = device.bridge_mut() {
+            bridge.subordinate = last_bus;
+            bridge.below = bridge.children.start..end;
+            write_buses(Function::new(self.config, sbdf), sbdf, bridge);
+        }
+    }
+
+    /// Notes and disables all functions of a bus, and returns their positions.
+    fn scan_bus(&mut self, bus: u8, parent: Option<usize>) -> Result<Range<usize>, OutOfMemory> {
+        let first = self.found.devices.len();
+        for device in 0..self.devices_below(parent) {
+            for function in 0..Sbdf::FUNCTIONS {
+                let Some(sbdf) = Sbdf::new(self.host.segment, bus, device, function) else {
+                    continue;
+                };
+                let here = Function::new(self.config, sbdf);
+                let vendor = here.read16(header::VENDOR_ID);
+                if vendor != header::VENDOR_NONE && vendor != 0 {
+                    self.note(sbdf, vendor, parent)?;
+                }
+                let several = here.read8(header::HEADER_TYPE) & header::MULTI_FUNCTION != 0;
+                if function == 0 && (vendor == header::VENDOR_NONE || vendor == 0 || !several) {
+                    break;
+                }
+            }
+        }
+        Ok(first..self.found.devices.len())
+    }
+
+    /// Returns how many devices the bus below a bridge can have. A link leads to one device; what
+    /// answers to other device numbers there is the same one again.
+    fn devices_below(&self, parent: Option<usize>) -> u8 {
+        let port = parent
+            .and_then(|parent| self.found.devices.get(parent))
+            .and_then(Device::port);
+        match port {
+            Some(PortKind::RootPort | PortKind::DownstreamPort) => 1,
+            _ => Sbdf::DEVICES,
+        }
+    }
+
+    fn note(&mut self, sbdf: Sbdf, vendor: u16, parent: Option<usize>) -> Result<(), OutOfMemory> {
+        let function = Function::new(self.config, sbdf);
+        let [revision, class @ ..] = function.read32(header::REVISION_AND_CLASS).to_le_bytes();
+        let [interface, subclass, base] = class;
+        let class = u32::from_le_bytes([interface, subclass, base, 0]);
+        let is_host_bridge = class >> 8 == header::CLASS_HOST_BRIDGE;
+        let keep = if is_host_bridge {
+            !header::COMMAND_MASTER
+        } else {
+            0
+        };
+        function.write16(header::COMMAND, function.read16(header::COMMAND) & keep);
+
+        let (kind, bars) = match function.read8(header::HEADER_TYPE) & !header::MULTI_FUNCTION {
+            0 if is_host_bridge => (Header::Endpoint, 0),
+            0 => (Header::Endpoint, 6),
+            1 => (Header::Bridge(close_bridge(function)), 2),
+            other => {
+                push(&mut self.found.problems, Problem::BadHeader(sbdf))?;
+                (Header::Other(other), 0)
+            }
+        };
+        let capabilities = Capabilities::find(function);
+        let usable = !matches!(kind, Header::Other(_));
+        let device = Device {
+            sbdf,
+            vendor,
+            device: function.read16(header::DEVICE_ID),
+            class,
+            revision,
+            header: kind,
+            bars: self.size_bars(sbdf, bars)?,
+            capabilities,
+            express: capabilities
+                .express
+                .map(|offset| Express::read(function, offset)),
+            acs: Acs::enable(function, capabilities.acs),
+            parent,
+            usable,
+        };
+        push(&mut self.found.devices, device)
+    }
+
+    /// Finds the sizes of a function's BARs, which it leaves at zero. Decode is off.
+    fn size_bars(&mut self, sbdf: Sbdf, count: u8) -> Result<[Option<Bar>; 6], OutOfMemory> {
+        let mut bars = [None; 6];
+        let mut indices = 0..count;
+        while let Some(index) = indices.next() {
+            match size_bar(Function::new(self.config, sbdf), index, count) {
+                Ok(None) => {}
+                Ok(Some(bar)) => {
+                    if bar.kind == BarKind::Memory64 {
+                        indices.next();
+                    }
+                    if let Some(slot) = bars.get_mut(usize::from(index)) {
+                        *slot = Some(bar);
+                    }
+                }
+                Err(BadBar) => {
+                    push(
+                        &mut self.found.problems,
+                        Problem::BadBar { sbdf, bar: index },
+                    )?;
+                }
+            }
+        }
+        Ok(bars)
+    }
+}
+
+/// The specification does not know such a BAR.
+struct BadBar;
+
+/// Finds the size of a BAR by what sticks of all ones (section 7.5.1.2.1).
+fn size_bar<C: ConfigSpace + ?Sized>(
+    function: Function<'_, C>,
+    index: u8,
+    count: u8,
+) -> Result<Option<Bar>, BadBar> {
+    let probe = |offset| {
+        function.write32(offset, u32::MAX);
+        let sticks = function.read32(offset);
+        function.write32(offset, 0);
+        sticks
+    };
+    let offset = header::BAR0 + 4 * u16::from(index);
+    let low = probe(offset);
+    if low == 0 {
+        return Ok(None);
+    }
+    let (kind, flags, high) = match (low & 1, low >> 1 & 3) {
+        (1, _) => (BarKind::Io, 0b11, 0),
+        (_, 0b00 | 0b01) => (BarKind::Memory32, 0b1111, 0),
+        (_, 0b10) if index + 1 < count => (BarKind::Memory64, 0b1111, probe(offset + 4)),
+        _ => return Err(BadBar),
+    };
+    let sticks = u64::from(high) << 32 | u64::from(low & !flags);
+    if sticks == 0 {
+        return Ok(None);
+    }
+    Ok(Some(Bar {
+        index,
+        kind,
+        prefetchable: kind != BarKind::Io && low & 0b1000 != 0,
+        // The lowest bit that sticks.
+        size: sticks & sticks.wrapping_neg(),
+        placement: None,
+    }))
+}
+
+/// Closes a bridge: no bus behind it, no window, its secondary bus out of reset.
+fn close_bridge<C: ConfigSpace + ?Sized>(function: Function<'_, C>) -> Bridge {
+    let control = function.read16(bridge::CONTROL);
+    function.write16(bridge::CONTROL, control & !bridge::CONTROL_RESET);
+    function.write16(bridge::PREFETCHABLE_BASE, 0xfff0);
+    let base = function.read16(bridge::PREFETCHABLE_BASE);
+    let wide = base & 0xfff0 != 0 && base & 0xf == bridge::PREFETCHABLE_64;
+    let bridge = Bridge {
+        wide,
+        ..Bridge::default()
+    };
+    bridge.write(function, 0);
+    bridge
+}
+
+impl Bridge {
+    /// Programs a bridge whose primary bus is `primary`, and which does not forward just now.
+    fn write<C: ConfigSpace + ?Sized>(&self, function: Function<'_, C>, primary: u8) {
+        function.write8(bridge::PRIMARY_BUS, primary);
+        function.write8(bridge::SECONDARY_BUS, self.secondary);
+        function.write8(bridge::SUBORDINATE_BUS, self.subordinate);
+        // I/O is never forwarded: the base lies above the limit.
+        function.write8(bridge::IO_BASE, 0xf0);
+        function.write8(bridge::IO_LIMIT, 0x00);
+        let [base, limit] = window_registers(self.memory);
+        function.write16(bridge::MEMORY_BASE, base.0);
+        function.write16(bridge::MEMORY_LIMIT, limit.0);
+        let [base, limit] = window_registers(self.prefetchable);
+        function.write32(bridge::PREFETCHABLE_BASE_UPPER, base.1);
+        function.write16(bridge::PREFETCHABLE_BASE, base.0);
+        function.write16(bridge::PREFETCHABLE_LIMIT, limit.0);
+        function.write32(bridge::PREFETCHABLE_LIMIT_UPPER, limit.1);
+    }
+}
+
+/// Returns base and limit of a bridge's window, each as its lower and upper register. Without a
+/// window, the base lies above the limit.
+fn window_registers(window: Option<vpci::BusRange>) -> [(u16, u32); 2] {
+    let Some(window) = window else {
+        return [(0xfff0, 0), (0, 0)];
+    };
+    [window.start(), window.last()].map(|address| {
+        let [_, _, low, high, upper @ ..] = address.get().to_le_bytes();
+        (
+            u16::from_le_bytes([low, high]) & 0xfff0,
+            u32::from_le_bytes(upper),
+        )
+    })
+}
+
+/// Programs a bridge's bus numbers.
+fn write_buses<C: ConfigSpace + ?Sized>(function: Function<'_, C>, sbdf: Sbdf, bridge: &Bridge) {
+    function.write8(bridge::PRIMARY_BUS, sbdf.bus());
+    function.write8(bridge::SECONDARY_BUS, bridge.secondary);
+    function.write8(bridge::SUBORDINATE_BUS, bridge.subordinate);
+}
+
+impl Hierarchy {
+    /// Programs a function as it was found and placed: after enumeration, and again after a reset.
+    ///
+    /// An endpoint stays disabled; a bridge forwards again.
+    pub fn restore<C: ConfigSpace + ?Sized>(&self, config: &C, index: usize) {
+        let Some(device) = self.devices.get(index) else {
+            return;
+        };
+        let function = Function::new(config, device.sbdf);
+        let rom = match &device.header {
+            Header::Endpoint => header::ROM_TYPE_0,
+            Header::Bridge(_) => bridge::ROM_TYPE_1,
+            Header::Other(_) => return,
+        };
+        function.write32(rom, 0);
+        for bar in device.bars.iter().flatten() {
+            let offset = header::BAR0 + 4 * u16::from(bar.index);
+            let address = bar.placement.map_or(0, |placement| placement.bus.get());
+            let [b0, b1, b2, b3, upper @ ..] = address.to_le_bytes();
+            function.write32(offset, u32::from_le_bytes([b0, b1, b2, b3]));
+            if bar.kind == BarKind::Memory64 {
+                function.write32(offset + 4, u32::from_le_bytes(upper));
+            }
+        }
+        if let Some(express) = device.express {
+            express.restore(function);
+        }
+        if let Some(offset) = device.capabilities.acs {
+            function.write16(offset.get() + 6, device.acs.enabled);
+        }
+        if let Header::Bridge(bridge) = &device.header {
+            bridge.write(function, device.sbdf.bus());
+            if device.usable {
+                let on = header::COMMAND_MEMORY | header::COMMAND_MASTER;
+                function.write16(header::COMMAND, on);
+            }
+        }
+    }
+
+    /// Returns whether a function's BARs hold what was placed there, and it is quiet.
+    pub(crate) fn is_restored<C: ConfigSpace + ?Sized>(&self, config: &C, index: usize) -> bool {
+        let Some(device) = self.devices.get(index) else {
+            return false;
+        };
+        let function = Function::new(config, device.sbdf);
+        let command = function.read16(header::COMMAND);
+        let bars = device.bars.iter().flatten().all(|bar| {
+            let offset = header::BAR0 + 4 * u16::from(bar.index);
+            let address = bar.placement.map_or(0, |placement| placement.bus.get());
+            let low =
+                u64::from(function.read32(offset) & if bar.kind == BarKind::Io { !3 } else { !15 });
+            let high = match bar.kind {
+                BarKind::Memory64 => u64::from(function.read32(offset + 4)),
+                BarKind::Io | BarKind::Memory32 => 0,
+            };
+            high << 32 | low == address
+        });
+        bars && (device.bridge().is_some() || command & header::COMMAND_MASTER == 0)
+    }
+}

@@ -1,0 +1,172 @@
+//! Isolation groups: functions that cannot be kept apart, and so go to one domain together.
+//!
+//! The SMMU tells requesters apart by what arrives at the root complex. Functions that arrive under
+//! one ID are one to it, and functions that can reach each other on the way there never arrive.
+
+use alloc::vec::Vec;
+
+use vpci::Sbdf;
+
+use crate::capability::PortKind;
+use crate::device::{Device, Header, Hierarchy};
+use crate::{OutOfMemory, push};
+
+/// Why functions cannot be kept apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Their requests carry the same ID.
+    SharedId(u32),
+    /// They are functions of this device, which does not redirect what they send to each other.
+    MultiFunction(Sbdf),
+    /// They are below this port or bridge, which does not isolate.
+    Below(Sbdf),
+}
+
+/// The groups of a hierarchy.
+pub struct Groups {
+    /// For each function, the first of its group; and why it is there, if it is not alone.
+    first: Vec<(usize, Option<Reason>)>,
+}
+
+impl Groups {
+    /// Finds the groups. `stream` tells by which ID the SMMU knows a requester ID.
+    pub fn find(
+        found: &Hierarchy,
+        stream: impl Fn(u16) -> Option<u32>,
+    ) -> Result<Self, OutOfMemory> {
+        let mut groups = Self { first: Vec::new() };
+        for index in 0..found.devices.len() {
+            push(&mut groups.first, (index, None))?;
+        }
+        groups.join_same_ids(found, stream)?;
+        for (index, device) in found.devices.iter().enumerate() {
+            groups.join_siblings(found, index, device);
+            groups.join_below(found, index, device);
+        }
+        Ok(groups)
+    }
+
+    /// Returns whether two functions are in one group.
+    pub fn together(&self, one: usize, other: usize) -> bool {
+        self.root(one) == self.root(other)
+    }
+
+    /// Returns why a function is in a group with others.
+    pub fn reason(&self, index: usize) -> Option<Reason> {
+        let root = self.root(index);
+        self.first
+            .iter()
+            .enumerate()
+            .find_map(|(member, (_, reason))| reason.filter(|_| self.root(member) == root))
+    }
+
+    /// Returns the endpoints in a function's group. Bridges are nobody's.
+    pub fn members<'a>(
+        &'a self,
+        found: &'a Hierarchy,
+        index: usize,
+    ) -> impl Iterator<Item = &'a Device> {
+        let root = self.root(index);
+        found
+            .devices
+            .iter()
+            .enumerate()
+            .filter(move |(member, _)| self.root(*member) == root)
+            .map(|(_, device)| device)
+            .filter(|device| matches!(device.header, Header::Endpoint))
+    }
+
+    fn root(&self, mut index: usize) -> usize {
+        while let Some((next, _)) = self.first.get(index) {
+            if *next == index {
+                break;
+            }
+            index = *next;
+        }
+        index
+    }
+
+    /// Makes one group of two: the one whose first function comes first takes the other in.
+    fn join(&mut self, one: usize, other: usize, reason: Reason) {
+        let (one, other) = (self.root(one), self.root(other));
+        if one != other
+            && let Some(entry) = self.first.get_mut(one.max(other))
+        {
+            *entry = (one.min(other), Some(reason));
+        }
+    }
+
+    fn join_same_ids(
+        &mut self,
+        found: &Hierarchy,
+        stream: impl Fn(u16) -> Option<u32>,
+    ) -> Result<(), OutOfMemory> {
+        let mut ids = Vec::new();
+        for (index, device) in found.devices.iter().enumerate() {
+            // A bridge's own requests are rare, and EL2's.
+            if device.bridge().is_none() {
+                for rid in found.requester_ids(device) {
+                    push(&mut ids, (stream(rid).unwrap_or(rid.into()), index))?;
+                }
+            }
+        }
+        ids.sort_unstable();
+        for pair in ids.windows(2) {
+            if let [(id, one), (same, other)] = pair
+                && id == same
+            {
+                self.join(*one, *other, Reason::SharedId(*id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Joins a function with the one before it, if they are of one device and either lacks what
+    /// keeps them apart.
+    fn join_siblings(&mut self, found: &Hierarchy, index: usize, device: &Device) {
+        let before = index
+            .checked_sub(1)
+            .and_then(|before| Some((before, found.devices.get(before)?)));
+        let isolated = |device: &Device| match device.port() {
+            Some(PortKind::RootPort | PortKind::DownstreamPort) => device.acs.isolates_port(),
+            _ => device
+                .acs
+                .isolates_function(device.capabilities.acs.is_some()),
+        };
+        if let Some((before, sibling)) = before
+            && sibling.sbdf.sibling(0) == device.sbdf.sibling(0)
+            && !(isolated(sibling) && isolated(device))
+        {
+            let first = device.sbdf.sibling(0).unwrap_or(device.sbdf);
+            self.join(before, index, Reason::MultiFunction(first));
+        }
+    }
+
+    /// Joins everything below a port that does not isolate; if that is a port of a switch, everything
+    /// below the switch, since what enters by this port can leave by any other.
+    fn join_below(&mut self, found: &Hierarchy, index: usize, device: &Device) {
+        let Some(bridge) = device.bridge() else {
+            return;
+        };
+        let (top, below) = match device.port() {
+            Some(PortKind::RootPort | PortKind::DownstreamPort) if device.acs.isolates_port() => {
+                return;
+            }
+            // What is below a switch is up to its ports that look down.
+            Some(PortKind::UpstreamPort) => return,
+            Some(PortKind::DownstreamPort) => {
+                let parent = device
+                    .parent
+                    .and_then(|parent| Some((parent, found.devices.get(parent)?)));
+                match parent.and_then(|(parent, switch)| Some((parent, switch.bridge()?))) {
+                    Some((parent, switch)) => (parent, switch.below.clone()),
+                    None => (index, bridge.below.clone()),
+                }
+            }
+            _ => (index, bridge.below.clone()),
+        };
+        for member in below {
+            self.join(top, member, Reason::Below(device.sbdf));
+        }
+    }
+}

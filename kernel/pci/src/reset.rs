@@ -1,0 +1,317 @@
+//! Reset: back to the state of power-on, before a function is given and after it is taken back.
+//!
+//! A reset takes tens to hundreds of milliseconds, most of them spent waiting. So it is a machine of
+//! steps, each of which says how long to wait until the next one.
+
+use core::ops::Range;
+
+use vpci::{Offset, Sbdf};
+
+use crate::capability::{DEVICE_CONTROL, DEVICE_STATUS, INITIATE_RESET, POWER_CONTROL, PortKind};
+use crate::config::{ConfigSpace, Function, bridge, header};
+use crate::device::{Device, Header, Hierarchy};
+
+/// How a function can be reset, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Function level reset by the PCI Express capability.
+    FunctionLevel(Offset),
+    /// Function level reset by the advanced features capability.
+    Advanced(Offset),
+    /// Reset of the whole bus below this bridge.
+    SecondaryBus(Sbdf),
+    /// Down to D3hot and up again.
+    Power(Offset),
+}
+
+/// Why a reset failed. The function is disabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetError {
+    /// The function did not come back within a second.
+    NotReady(Sbdf),
+    /// Its BARs do not hold what was written to them, or it is a bus master.
+    NotRestored(Sbdf),
+}
+
+/// How a reset goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The next step is due after this many milliseconds.
+    Wait(u32),
+    /// The function is reset, its BARs are where they were, and it is disabled.
+    Done,
+}
+
+/// Device Status: requests of the function are not completed.
+const TRANSACTIONS_PENDING: u16 = 1 << 5;
+/// AF Control and AF Status in the advanced features capability, and their bits.
+const ADVANCED_CONTROL: u16 = 4;
+const ADVANCED_STATUS: u16 = 5;
+const ADVANCED_INITIATE: u8 = 1 << 0;
+const ADVANCED_PENDING: u8 = 1 << 0;
+/// PMCSR: the power state; and a bit that a one clears.
+const POWER_STATE: u16 = 3;
+const POWER_STATE_D3HOT: u16 = 3;
+const POWER_EVENT: u16 = 1 << 15;
+
+/// How often something is looked at again, in milliseconds.
+const POLL: u32 = 10;
+/// How long completions may take (section 2.8: 50 ms in the default range, and some room).
+const PENDING: u32 = 100;
+/// After function level reset, and after a bus was in reset (sections 6.6.2, 6.6.1).
+const AFTER_RESET: u32 = 100;
+/// After the reset of a conventional bus: 2^25 clocks of 33 MHz (PCI Local Bus Specification 3.0,
+/// section 4.3.2, T_rhfa).
+const AFTER_CONVENTIONAL_RESET: u32 = 1000;
+/// How long a bus is held in reset: T_rst is a millisecond.
+const BUS_RESET: u32 = 2;
+/// Between D3hot and D0 (section 5.9).
+const POWER_CHANGE: u32 = 10;
+/// After which a function that does not answer is broken (section 6.6.1).
+const READY: u32 = 1000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Quiet,
+    Pending { waited: u32 },
+    Held,
+    Ready { next: usize, waited: u32 },
+}
+
+/// A reset on its way.
+#[derive(Clone, Debug)]
+pub struct Reset {
+    index: usize,
+    method: Method,
+    affected: Range<usize>,
+    stage: Stage,
+}
+
+impl Hierarchy {
+    /// Returns how a function can be reset. `together` tells which functions go the same way as it,
+    /// so that they may be reset with it.
+    pub fn reset_method(&self, index: usize, together: impl Fn(Sbdf) -> bool) -> Option<Method> {
+        let device = self.devices.get(index)?;
+        let capabilities = &device.capabilities;
+        if let Some(express) = device
+            .express
+            .filter(|express| express.function_level_reset)
+        {
+            return Some(Method::FunctionLevel(express.offset));
+        }
+        if capabilities.advanced_reset {
+            return capabilities.advanced.map(Method::Advanced);
+        }
+        if let Some((bridge, below)) = self.bus_of(device)
+            && self
+                .devices
+                .get(below)?
+                .iter()
+                .all(|device| !matches!(device.header, Header::Endpoint) || together(device.sbdf))
+        {
+            return Some(Method::SecondaryBus(bridge));
+        }
+        capabilities
+            .power
+            .filter(|_| capabilities.power_reset)
+            .map(Method::Power)
+    }
+
+    /// Returns the bridge above a function, and everything below that.
+    fn bus_of(&self, device: &Device) -> Option<(Sbdf, Range<usize>)> {
+        let parent = self.devices.get(device.parent?)?;
+        Some((parent.sbdf, parent.bridge()?.below.clone()))
+    }
+
+    /// Starts the reset of a function by `method`, which `reset_method` returned for it.
+    pub fn reset(&self, index: usize, method: Method) -> Reset {
+        let alone = index..index + 1;
+        let affected = match method {
+            Method::SecondaryBus(_) => {
+                let bus = self
+                    .devices
+                    .get(index)
+                    .and_then(|device| self.bus_of(device));
+                bus.map_or(alone, |(_, below)| below)
+            }
+            Method::FunctionLevel(_) | Method::Advanced(_) | Method::Power(_) => alone,
+        };
+        Reset {
+            index,
+            method,
+            affected,
+            stage: Stage::Quiet,
+        }
+    }
+}
+
+impl Reset {
+    /// Takes the next step. `found` is the hierarchy that the reset was started on.
+    pub fn step<C: ConfigSpace + ?Sized>(
+        &mut self,
+        config: &C,
+        found: &Hierarchy,
+    ) -> Result<Progress, ResetError> {
+        let Some(device) = found.devices.get(self.index) else {
+            return Ok(Progress::Done);
+        };
+        let function = Function::new(config, device.sbdf);
+        match self.stage {
+            Stage::Quiet => {
+                for device in self.affected(found) {
+                    Function::new(config, device.sbdf).write16(header::COMMAND, 0);
+                }
+                self.stage = Stage::Pending { waited: 0 };
+                self.step(config, found)
+            }
+            Stage::Pending { waited } if waited < PENDING && self.is_pending(config, found) => {
+                self.stage = Stage::Pending {
+                    waited: waited + POLL,
+                };
+                Ok(Progress::Wait(POLL))
+            }
+            Stage::Pending { .. } => Ok(self.start(config, function)),
+            Stage::Held => Ok(self.release(config, found, function)),
+            Stage::Ready { next, waited } => self.bring_back(config, found, next, waited),
+        }
+    }
+
+    /// Carries the reset out; `wait` waits for some milliseconds.
+    pub fn run<C: ConfigSpace + ?Sized>(
+        mut self,
+        config: &C,
+        found: &Hierarchy,
+        mut wait: impl FnMut(u32),
+    ) -> Result<(), ResetError> {
+        while let Progress::Wait(milliseconds) = self.step(config, found)? {
+            wait(milliseconds);
+        }
+        Ok(())
+    }
+
+    fn affected<'a>(&self, found: &'a Hierarchy) -> impl Iterator<Item = &'a Device> {
+        found
+            .devices
+            .get(self.affected.clone())
+            .unwrap_or_default()
+            .iter()
+    }
+
+    /// Returns whether requests are still on their way, whose completions would meet a function that
+    /// has forgotten them.
+    fn is_pending<C: ConfigSpace + ?Sized>(&self, config: &C, found: &Hierarchy) -> bool {
+        self.affected(found).any(|device| {
+            let function = Function::new(config, device.sbdf);
+            let express = device.capabilities.express.is_some_and(|offset| {
+                function.read16(offset.get() + DEVICE_STATUS) & TRANSACTIONS_PENDING != 0
+            });
+            let advanced = device.capabilities.advanced.is_some_and(|offset| {
+                function.read8(offset.get() + ADVANCED_STATUS) & ADVANCED_PENDING != 0
+            });
+            express || advanced
+        })
+    }
+
+    fn start<C: ConfigSpace + ?Sized>(
+        &mut self,
+        config: &C,
+        function: Function<'_, C>,
+    ) -> Progress {
+        let ready = Stage::Ready {
+            next: self.affected.start,
+            waited: 0,
+        };
+        let (stage, wait) = match self.method {
+            Method::FunctionLevel(offset) => {
+                let control = function.read16(offset.get() + DEVICE_CONTROL);
+                function.write16(offset.get() + DEVICE_CONTROL, control | INITIATE_RESET);
+                (ready, AFTER_RESET)
+            }
+            Method::Advanced(offset) => {
+                function.write8(offset.get() + ADVANCED_CONTROL, ADVANCED_INITIATE);
+                (ready, AFTER_RESET)
+            }
+            Method::SecondaryBus(above) => {
+                let above = Function::new(config, above);
+                let control = above.read16(bridge::CONTROL);
+                above.write16(bridge::CONTROL, control | bridge::CONTROL_RESET);
+                (Stage::Held, BUS_RESET)
+            }
+            Method::Power(offset) => {
+                set_power_state(function, offset, POWER_STATE_D3HOT);
+                (Stage::Held, POWER_CHANGE)
+            }
+        };
+        self.stage = stage;
+        Progress::Wait(wait)
+    }
+
+    fn release<C: ConfigSpace + ?Sized>(
+        &mut self,
+        config: &C,
+        found: &Hierarchy,
+        function: Function<'_, C>,
+    ) -> Progress {
+        self.stage = Stage::Ready {
+            next: self.affected.start,
+            waited: 0,
+        };
+        Progress::Wait(match self.method {
+            Method::SecondaryBus(sbdf) => {
+                let above = Function::new(config, sbdf);
+                let control = above.read16(bridge::CONTROL);
+                above.write16(bridge::CONTROL, control & !bridge::CONTROL_RESET);
+                match found.find(sbdf).and_then(Device::port) {
+                    Some(
+                        PortKind::RootPort | PortKind::UpstreamPort | PortKind::DownstreamPort,
+                    ) => AFTER_RESET,
+                    _ => AFTER_CONVENTIONAL_RESET,
+                }
+            }
+            Method::Power(offset) => {
+                set_power_state(function, offset, 0);
+                POWER_CHANGE
+            }
+            Method::FunctionLevel(_) | Method::Advanced(_) => 0,
+        })
+    }
+
+    /// Programs the functions anew, in ascending order so that bridges come before what is below
+    /// them, each as soon as it answers.
+    fn bring_back<C: ConfigSpace + ?Sized>(
+        &mut self,
+        config: &C,
+        found: &Hierarchy,
+        mut next: usize,
+        waited: u32,
+    ) -> Result<Progress, ResetError> {
+        while let Some(device) = found
+            .devices
+            .get(next)
+            .filter(|_| self.affected.contains(&next))
+        {
+            if Function::new(config, device.sbdf).read16(header::VENDOR_ID) != device.vendor {
+                if waited >= READY {
+                    return Err(ResetError::NotReady(device.sbdf));
+                }
+                self.stage = Stage::Ready {
+                    next,
+                    waited: waited + POLL,
+                };
+                return Ok(Progress::Wait(POLL));
+            }
+            found.restore(config, next);
+            if !found.is_restored(config, next) {
+                return Err(ResetError::NotRestored(device.sbdf));
+            }
+            next += 1;
+        }
+        Ok(Progress::Done)
+    }
+}
+
+fn set_power_state<C: ConfigSpace + ?Sized>(function: Function<'_, C>, offset: Offset, state: u16) {
+    let control = function.read16(offset.get() + POWER_CONTROL);
+    let kept = control & !(POWER_STATE | POWER_EVENT);
+    function.write16(offset.get() + POWER_CONTROL, kept | state);
+}

@@ -1,0 +1,714 @@
+//! Walks, places, groups and resets simulated machines.
+
+mod random;
+mod simulation;
+
+use pci::{
+    BarKind, Device, Groups, Header, Hierarchy, HostBridge, Method, PortKind, Problem, Progress,
+    Reason, ResetError, RidMap, Window, enumerate,
+};
+use simulation::{Machine, Node};
+use vpci::{BusAddress, BusRange, Offset, Sbdf};
+
+fn name(text: &str) -> Sbdf {
+    text.parse().expect("a name")
+}
+
+/// Windows like those of QEMU's `virt`.
+fn host() -> HostBridge {
+    let window = |start, size| Window {
+        bus: BusRange::new(BusAddress::new(start), size).expect("a range"),
+        host: start,
+        prefetchable: false,
+    };
+    HostBridge {
+        segment: 0,
+        first_bus: 0,
+        last_bus: 255,
+        windows: vec![
+            window(0x1000_0000, 0x2eff_0000),
+            window(0x80_0000_0000, 0x80_0000_0000),
+        ],
+    }
+}
+
+fn host_bridge() -> Node {
+    Node::endpoint(0x1b36, 0x0008, 0x060000)
+}
+
+fn nvme() -> Node {
+    Node::endpoint(0x1b36, 0x0010, 0x010802)
+        .bar(0, 4, 0x4000)
+        .msix()
+        .power(true)
+        .express(0)
+        .function_level_reset()
+}
+
+fn edu() -> Node {
+    Node::endpoint(0x1234, 0x11e8, 0x00ff00)
+        .bar(0, 0, 0x10_0000)
+        .msi()
+}
+
+fn root_port() -> Node {
+    Node::bridge(0x1b36, 0x000c)
+        .bar(0, 0, 0x1000)
+        .msix()
+        .express(4)
+        .acs(0x5f)
+}
+
+fn downstream() -> Node {
+    Node::bridge(0x104c, 0x8233).msi().express(6)
+}
+
+fn upstream() -> Node {
+    Node::bridge(0x104c, 0x8232).msi().express(5)
+}
+
+fn virtio() -> Node {
+    Node::endpoint(0x1af4, 0x1041, 0x020000)
+        .bar(1, 0, 0x1000)
+        .bar(4, 0xc, 0x4000)
+        .msix()
+}
+
+/// A machine with ports, a switch, and both kinds of conventional bridge.
+///
+/// ```text
+/// 00:00.0 host bridge      00:01.0 nvme
+/// 00:02.0 root port        01:00.0 nvme
+/// 00:03.0 root port        02:00.0 upstream - 03:00.0 down - 04:00.0 virtio
+///                                             03:01.0 down - 05:00.0 edu
+/// 00:04.0 pci-bridge       06:01.0 edu, 06:02.0 edu
+/// 00:05.0 root port        07:00.0 pcie-pci-bridge - 08:03.0 edu
+/// 00:1f.0, .1              two functions
+/// ```
+fn machine() -> Machine {
+    let switch = upstream()
+        .with(
+            0,
+            0,
+            downstream().with(0, 0, virtio().express(0).power(false)),
+        )
+        .with(1, 0, downstream().with(0, 0, edu()));
+    let conventional = Node::bridge(0x1b36, 0x0001)
+        .bar(0, 4, 0x100)
+        .with(1, 0, edu())
+        .with(2, 0, edu());
+    let adapter = Node::bridge(0x1b36, 0x000e)
+        .bar(0, 4, 0x100)
+        .express(7)
+        .with(3, 0, edu());
+    let two = || {
+        Node::endpoint(0x8086, 0x2922, 0x010601)
+            .bar(4, 1, 32)
+            .bar(5, 0, 0x1000)
+    };
+    Machine::new(
+        0,
+        vec![
+            ((0, 0), host_bridge()),
+            ((1, 0), nvme()),
+            (
+                (2, 0),
+                root_port().with(0, 0, nvme()).left(0x18, &[0, 9, 9]),
+            ),
+            ((3, 0), root_port().with(0, 0, switch)),
+            ((4, 0), conventional),
+            ((5, 0), root_port().with(0, 0, adapter)),
+            ((0x1f, 0), two().multi_function()),
+            ((0x1f, 1), two()),
+        ],
+    )
+}
+
+fn device<'a>(found: &'a Hierarchy, sbdf: &str) -> &'a Device {
+    found
+        .find(name(sbdf))
+        .unwrap_or_else(|| panic!("{sbdf} was not found"))
+}
+
+#[test]
+fn buses_are_numbered_depth_first() {
+    let machine = machine();
+    let found = enumerate(&machine, &host()).expect("memory");
+    let names: Vec<_> = found.devices().iter().map(|device| device.sbdf).collect();
+    let expected = [
+        "00:00.0", "00:01.0", "00:02.0", "00:03.0", "00:04.0", "00:05.0", "00:1f.0", "00:1f.1",
+        "01:00.0", "02:00.0", "03:00.0", "03:01.0", "04:00.0", "05:00.0", "06:01.0", "06:02.0",
+        "07:00.0", "08:03.0",
+    ];
+    assert_eq!(names, expected.map(name));
+    assert_eq!(found.problems(), []);
+    for (sbdf, buses) in [
+        ("00:02.0", [0, 1, 1]),
+        ("00:03.0", [0, 2, 5]),
+        ("02:00.0", [2, 3, 5]),
+        ("03:00.0", [3, 4, 4]),
+        ("03:01.0", [3, 5, 5]),
+        ("00:04.0", [0, 6, 6]),
+        ("00:05.0", [0, 7, 8]),
+        ("07:00.0", [7, 8, 8]),
+    ] {
+        let in_bridge = machine.at(name(sbdf), |node| node.space[0x18..0x1b].to_vec());
+        assert_eq!(in_bridge.as_deref(), Some(&buses[..]), "{sbdf}");
+        let bridge = device(&found, sbdf).bridge().expect("a bridge");
+        assert_eq!([bridge.secondary, bridge.subordinate], buses[1..], "{sbdf}");
+    }
+    let switch = device(&found, "00:03.0").bridge().expect("a bridge");
+    assert_eq!(
+        (switch.children.clone(), switch.below.clone()),
+        (9..10, 9..14)
+    );
+    let above: Vec<_> = found
+        .above(device(&found, "05:00.0"))
+        .map(|device| device.sbdf)
+        .collect();
+    assert_eq!(above, ["03:01.0", "02:00.0", "00:03.0"].map(name));
+}
+
+#[test]
+fn what_a_function_is_can_be_read_off() {
+    let machine = machine();
+    let found = enumerate(&machine, &host()).expect("memory");
+    let nvme = device(&found, "01:00.0");
+    assert_eq!(
+        (nvme.vendor, nvme.device, nvme.class),
+        (0x1b36, 0x0010, 0x010802)
+    );
+    assert_eq!((nvme.port(), nvme.usable), (Some(PortKind::Endpoint), true));
+    assert_eq!(nvme.capabilities.msix, Offset::new(0x40));
+    assert_eq!(nvme.capabilities.power, Offset::new(0x4c));
+    assert_eq!(nvme.capabilities.express, Offset::new(0x54));
+    assert_eq!(nvme.capabilities.msi, None);
+    let port = device(&found, "00:02.0");
+    assert_eq!(
+        (port.port(), port.capabilities.acs),
+        (Some(PortKind::RootPort), Offset::new(0x100))
+    );
+    assert_eq!((port.acs.capability, port.acs.enabled), (0x5f, 0x1d));
+    assert_eq!(machine.at(port.sbdf, |node| node.word(0x106)), Some(0x1d));
+    let virtio = device(&found, "04:00.0");
+    let bar = virtio.bars[4].expect("BAR 4");
+    assert_eq!(
+        (bar.kind, bar.prefetchable, bar.size),
+        (BarKind::Memory64, true, 0x4000)
+    );
+    let ahci = device(&found, "00:1f.1");
+    assert_eq!(
+        ahci.bars[4].map(|bar| (bar.kind, bar.placement)),
+        Some((BarKind::Io, None))
+    );
+}
+
+#[test]
+fn bars_have_places_of_their_own() {
+    let machine = machine();
+    let found = enumerate(&machine, &host()).expect("memory");
+    check_placement(&machine, &found, &host());
+    // Largest alignment first; the bridges' windows are multiples of a MiB.
+    let place = |sbdf: &str, bar: usize| {
+        let placement = device(&found, sbdf).bars[bar].and_then(|bar| bar.placement);
+        placement.map(|placement| placement.bus.get())
+    };
+    assert_eq!(place("04:00.0", 4), Some(0x80_0000_0000));
+    assert_eq!(
+        place("06:02.0", 0),
+        place("06:01.0", 0).map(|first| first + 0x10_0000)
+    );
+    // A BAR of 256 bytes has a page for itself.
+    assert_eq!(place("00:04.0", 0).map(|address| address % 4096), Some(0));
+}
+
+/// Checks that each placed BAR is reached by its address, alone in its pages, and by nothing else.
+fn check_placement(machine: &Machine, found: &Hierarchy, host: &HostBridge) {
+    let mut pages = std::collections::BTreeSet::new();
+    for (index, device) in found.devices().iter().enumerate() {
+        let mut path: Vec<_> = found
+            .above(device)
+            .map(|d| (d.sbdf.device(), d.sbdf.function()))
+            .collect();
+        path.reverse();
+        path.push((device.sbdf.device(), device.sbdf.function()));
+        let command = machine
+            .at(device.sbdf, |node| node.word(4))
+            .expect("present");
+        let expected = if device.bridge().is_some() && device.usable {
+            6
+        } else {
+            0
+        };
+        assert_eq!(command, expected, "{}", device.sbdf);
+        for bar in device
+            .bars
+            .iter()
+            .flatten()
+            .filter(|bar| bar.kind != BarKind::Io)
+        {
+            let Some(placement) = bar.placement else {
+                assert!(!device.usable, "{} {bar:?} {index}", device.sbdf);
+                continue;
+            };
+            assert!(device.usable);
+            let (start, size) = (placement.bus.get(), bar.size);
+            assert!(start % size.max(4096) == 0, "{} {bar:?}", device.sbdf);
+            assert!(bar.kind == BarKind::Memory64 || start + size <= 1 << 32);
+            let window = host
+                .windows
+                .iter()
+                .find(|window| window.bus.contains(placement.bus));
+            let window = window.expect("in a window");
+            assert!(window.bus.contains(BusAddress::new(start + size - 1)));
+            assert_eq!(
+                placement.host - window.host,
+                start - window.bus.start().get()
+            );
+            let reached = Some((path.clone(), bar.index));
+            for address in [start, start + size / 2, start + size - 1] {
+                assert_eq!(
+                    machine.decode(address),
+                    reached,
+                    "{} {address:#x}",
+                    device.sbdf
+                );
+            }
+            // Of large BARs, some pages do.
+            for page in (start / 4096..(start + size).div_ceil(4096)).take(64) {
+                assert!(pages.insert(page), "{} shares a page", device.sbdf);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_firmware_left_running_is_stopped() {
+    let busy = || nvme().left(0x04, &[0x06, 0x04]);
+    let port = root_port()
+        .left(0x04, &[0x07, 0])
+        .left(0x18, &[0, 1, 1])
+        .with(0, 0, busy());
+    let machine = Machine::new(
+        0,
+        vec![
+            ((0, 0), host_bridge().left(0x04, &[0x06, 0])),
+            ((1, 0), busy()),
+            ((2, 0), port),
+        ],
+    );
+    let found = enumerate(&machine, &host()).expect("memory");
+    for (sbdf, command) in [
+        ("00:00.0", 2),
+        ("00:01.0", 0),
+        ("00:02.0", 6),
+        ("01:00.0", 0),
+    ] {
+        assert_eq!(
+            machine.at(name(sbdf), |node| node.word(4)),
+            Some(command),
+            "{sbdf}"
+        );
+    }
+    assert_eq!(found.devices().len(), 4);
+}
+
+#[test]
+fn bus_numbers_run_out_without_harm() {
+    let chain = root_port().with(0, 0, upstream().with(0, 0, downstream().with(0, 0, nvme())));
+    let machine = Machine::new(
+        4,
+        vec![((1, 0), chain), ((2, 0), root_port().with(0, 0, nvme()))],
+    );
+    let few = HostBridge {
+        first_bus: 4,
+        last_bus: 6,
+        ..host()
+    };
+    let found = enumerate(&machine, &few).expect("memory");
+    let names: Vec<_> = found.devices().iter().map(|device| device.sbdf).collect();
+    assert_eq!(
+        names,
+        ["04:01.0", "04:02.0", "05:00.0", "06:00.0"].map(name)
+    );
+    assert_eq!(
+        found.problems(),
+        [
+            Problem::NoBus(name("06:00.0")),
+            Problem::NoBus(name("04:02.0"))
+        ]
+    );
+}
+
+#[test]
+fn what_does_not_fit_is_left_out_alone() {
+    let gib = |count: u64| Node::endpoint(0x1234, 0x1111, 0x030000).bar(0, 0, count << 30);
+    let wide = |flags| Node::endpoint(0x1234, 0x2222, 0x030000).bar(0, flags, 1 << 30);
+    let machine = Machine::new(
+        0,
+        vec![
+            ((1, 0), gib(1)),
+            ((2, 0), edu()),
+            // 64 bits: on the root bus it can go above, behind a bridge only if it is prefetchable.
+            ((3, 0), wide(0x4)),
+            ((4, 0), root_port().with(0, 0, wide(0xc))),
+            (
+                (5, 0),
+                root_port()
+                    .with(0, 0, wide(0x4).multi_function())
+                    .with(0, 1, edu()),
+            ),
+            (
+                (6, 0),
+                Node::bridge(1, 1).bar(0, 0, 1 << 30).with(1, 0, edu()),
+            ),
+        ],
+    );
+    let found = enumerate(&machine, &host()).expect("memory");
+    let unusable: Vec<_> = found
+        .devices()
+        .iter()
+        .filter(|device| !device.usable)
+        .map(|device| device.sbdf)
+        .collect();
+    // The first two windows hold no naturally aligned GiB below 4 GiB.
+    assert_eq!(
+        unusable,
+        ["00:01.0", "00:06.0", "02:00.0", "03:01.0"].map(name)
+    );
+    let left_out: Vec<_> = found.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(left_out.len(), 3, "{left_out:?}");
+    assert!(
+        left_out[0].contains("no room for 0x40000000 bytes of BAR 0"),
+        "{left_out:?}"
+    );
+    check_placement(&machine, &found, &host());
+}
+
+#[test]
+fn without_a_64_bit_window_all_goes_below() {
+    let mut host = host();
+    host.windows.truncate(1);
+    host.windows[0].host = 0x60_1000_0000;
+    let machine = machine();
+    let found = enumerate(&machine, &host).expect("memory");
+    assert_eq!(found.problems(), []);
+    check_placement(&machine, &found, &host);
+    host.windows.clear();
+    let found = enumerate(&machine, &host).expect("memory");
+    let usable: Vec<_> = found
+        .devices()
+        .iter()
+        .filter(|device| device.usable)
+        .map(|device| device.sbdf)
+        .collect();
+    assert_eq!(usable, [name("00:00.0")]);
+}
+
+#[test]
+fn strange_functions_are_survived() {
+    let mut looping = Node::endpoint(1, 2, 0).msi().power(true);
+    looping.space[0x4f] = 0x40;
+    let beyond = Node::endpoint(1, 3, 0)
+        .left(0x06, &[0x10])
+        .left(0x34, &[0xfc])
+        .left(0xfc, &[5, 0x20]);
+    let mut strange_bars = Node::endpoint(1, 4, 0)
+        .bar(1, 6, 0x1000)
+        .bar(5, 4, 0x1000)
+        .bar(0, 2, 0x1000);
+    strange_bars.space[0x34] = 0x40;
+    let cardbus = Node::endpoint(1, 5, 0x060700).left(0x0e, &[2]);
+    let only_second = edu();
+    let machine = Machine::new(
+        0,
+        vec![
+            ((1, 0), looping),
+            ((2, 0), beyond),
+            ((3, 0), strange_bars),
+            ((4, 0), cardbus),
+            ((5, 1), only_second), // without function 0 there is no device
+        ],
+    );
+    let found = enumerate(&machine, &host()).expect("memory");
+    assert_eq!(found.devices().len(), 4);
+    assert_eq!(
+        device(&found, "00:01.0").capabilities.msi,
+        Offset::new(0x40)
+    );
+    assert_eq!(
+        device(&found, "00:02.0").capabilities.msi,
+        Offset::new(0xfc)
+    );
+    assert_eq!(device(&found, "00:04.0").header, Header::Other(2));
+    assert_eq!(
+        found.problems(),
+        [
+            Problem::BadBar {
+                sbdf: name("00:03.0"),
+                bar: 1
+            },
+            Problem::BadBar {
+                sbdf: name("00:03.0"),
+                bar: 5
+            },
+            Problem::BadHeader(name("00:04.0")),
+        ]
+    );
+    assert!(device(&found, "00:03.0").bars[0].is_some_and(|bar| bar.placement.is_some()));
+}
+
+/// As QEMU's devices arrive at its SMMU and its ITS.
+#[test]
+#[rustfmt::skip]
+fn requesters_are_named_as_they_arrive() {
+    let found = enumerate(&machine(), &host()).expect("memory");
+    let cases: [(&str, &[u16]); 6] = [
+        // function,  requester IDs, the last is the one that arrives
+        ("00:01.0",   &[0x0008]),
+        ("01:00.0",   &[0x0100]),
+        ("05:00.0",   &[0x0500]),
+        ("06:01.0",   &[0x0608, 0x0020]),
+        ("06:02.0",   &[0x0610, 0x0020]),
+        ("08:03.0",   &[0x0818, 0x0800]),
+    ];
+    for (sbdf, expected) in cases {
+        let device = device(&found, sbdf);
+        let ids: Vec<_> = found.requester_ids(device).collect();
+        assert_eq!(ids, expected, "{sbdf}");
+        assert_eq!(Some(&found.requester_id(device)), expected.last());
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn what_is_not_isolated_is_one_group() {
+    let found = enumerate(&machine(), &host()).expect("memory");
+    let map = RidMap::decode(&[[0; 4], [0, 0, 0, 1], [0; 4], [0, 1, 0, 0]].concat(), None).expect("a map");
+    let groups = Groups::find(&found, |rid| map.translate(rid).map(|(_, id)| id)).expect("memory");
+    let cases: [(&str, &[&str], Option<Reason>); 8] = [
+        ("00:00.0", &["00:00.0"], None),
+        ("00:01.0", &["00:01.0"], None),
+        ("01:00.0", &["01:00.0"], None),
+        ("04:00.0", &["04:00.0", "05:00.0"], Some(Reason::Below(name("03:00.0")))),
+        ("05:00.0", &["04:00.0", "05:00.0"], Some(Reason::Below(name("03:00.0")))),
+        ("06:01.0", &["06:01.0", "06:02.0"], Some(Reason::Below(name("00:04.0")))),
+        ("08:03.0", &["08:03.0"], Some(Reason::Below(name("07:00.0")))),
+        ("00:1f.1", &["00:1f.0", "00:1f.1"], Some(Reason::MultiFunction(name("00:1f.0")))),
+    ];
+    for (sbdf, members, reason) in cases {
+        let index = found.position(name(sbdf)).expect("found");
+        let got: Vec<_> = groups.members(&found, index).map(|device| device.sbdf).collect();
+        let expected: Vec<_> = members.iter().copied().map(name).collect();
+        assert_eq!(got, expected, "{sbdf}");
+        if members.len() > 1 {
+            let got = groups.reason(index);
+            assert!(got == reason || matches!(got, Some(Reason::SharedId(0x20))), "{sbdf} {got:?}");
+        }
+    }
+    // A map that cannot tell two functions apart.
+    let groups = Groups::find(&found, |rid| Some(u32::from(rid & 0xf7ff))).expect("memory");
+    let [one, other] = ["00:00.0", "08:03.0"].map(|text| found.position(name(text)).expect("found"));
+    assert!(groups.together(one, other));
+}
+
+#[test]
+fn access_control_keeps_a_switch_and_its_functions_apart() {
+    let isolated = |acs| downstream().acs(acs).with(0, 0, nvme());
+    let endpoint = |acs| nvme().acs(acs);
+    let switch = |acs| {
+        root_port().with(
+            0,
+            0,
+            upstream()
+                .with(0, 0, isolated(0x1d))
+                .with(1, 0, isolated(acs)),
+        )
+    };
+    let machine = Machine::new(
+        0,
+        vec![
+            ((1, 0), switch(0x1f)),
+            ((2, 0), switch(0x0d)), // one port cannot forward upstream
+            (
+                (3, 0),
+                Node::bridge(1, 1)
+                    .express(4)
+                    .acs(0x1c)
+                    .with(0, 0, endpoint(0x0c).multi_function())
+                    .with(0, 1, endpoint(0x0c)),
+            ),
+            (
+                (4, 0),
+                root_port()
+                    .with(0, 0, endpoint(0x0c).multi_function())
+                    .with(0, 1, endpoint(0x40)),
+            ),
+            (
+                (5, 0),
+                root_port()
+                    .with(0, 0, endpoint(0x0c).multi_function())
+                    .with(0, 1, nvme()),
+            ),
+        ],
+    );
+    let found = enumerate(&machine, &host()).expect("memory");
+    let groups = Groups::find(&found, |_| None).expect("memory");
+    let sizes: Vec<_> = (0..found.devices().len())
+        .filter(|index| found.devices()[*index].bridge().is_none())
+        .map(|index| {
+            (
+                found.devices()[index].sbdf.bus(),
+                groups.members(&found, index).count(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        sizes,
+        [
+            (3, 1),
+            (4, 1), // isolated
+            (7, 2),
+            (8, 2), // a port does not isolate: the whole switch
+            (9, 2),
+            (9, 2), // the root port does not
+            (10, 1),
+            (10, 1), // one function redirects, the other never asks its peers
+            (11, 2),
+            (11, 2), // one has no access control
+        ]
+        .map(|(bus, count): (u8, usize)| (bus, count))
+    );
+}
+
+#[test]
+#[rustfmt::skip]
+fn the_best_reset_is_chosen() {
+    let advanced = edu().advanced_reset();
+    let power = || edu().power(false);
+    let machine = Machine::new(0, vec![
+        ((1, 0), nvme()),
+        ((2, 0), advanced),
+        ((3, 0), power()),
+        ((4, 0), edu().power(true)),
+        ((5, 0), root_port().with(0, 0, power().multi_function()).with(0, 1, edu())),
+    ]);
+    let found = enumerate(&machine, &host()).expect("memory");
+    let at = |offset| Offset::new(offset).expect("an offset");
+    let bus = Some(Method::SecondaryBus(name("00:05.0")));
+    let cases = [
+        // function, both functions of bus 1 together, how
+        ("00:01.0",  false, Some(Method::FunctionLevel(at(0x54)))),
+        ("00:02.0",  false, Some(Method::Advanced(at(0x50)))),
+        ("00:03.0",  false, Some(Method::Power(at(0x50)))),
+        ("00:04.0",  false, None),
+        ("01:00.0",  false, Some(Method::Power(at(0x50)))),
+        ("01:00.0",  true,  bus),
+        ("01:00.1",  false, None),
+        ("01:00.1",  true,  bus),
+    ];
+    for (sbdf, together, expected) in cases {
+        let index = found.position(name(sbdf)).expect("found");
+        let own = name(sbdf);
+        let got = found.reset_method(index, |other| together || other == own);
+        assert_eq!(got, expected, "{sbdf} {together}");
+    }
+}
+
+#[test]
+fn a_reset_leaves_a_function_quiet_and_where_it_was() {
+    let slow = || edu().slow(7);
+    let machine = Machine::new(
+        0,
+        vec![
+            ((1, 0), nvme().slow(5)),
+            ((2, 0), edu().advanced_reset()),
+            ((3, 0), virtio().power(false)),
+            (
+                (5, 0),
+                root_port()
+                    .with(0, 0, slow().multi_function())
+                    .with(0, 1, edu()),
+            ),
+            (
+                (6, 0),
+                root_port().with(0, 0, upstream().with(0, 0, downstream().with(0, 0, slow()))),
+            ),
+            ((7, 0), Node::bridge(1, 1).with(1, 0, slow())),
+        ],
+    );
+    let found = enumerate(&machine, &host()).expect("memory");
+    let before: Vec<_> = found
+        .devices()
+        .iter()
+        .map(|d| machine.at(d.sbdf, |n| n.space.clone()))
+        .collect();
+    for (sbdf, least) in [
+        ("00:01.0", 100),
+        ("00:02.0", 100),
+        ("00:03.0", 20),
+        ("01:00.1", 102),
+        ("04:00.0", 102),
+        ("05:01.0", 1002),
+    ] {
+        let index = found.position(name(sbdf)).expect("found");
+        let method = found.reset_method(index, |_| true).expect("a reset");
+        let resets = machine.at(name(sbdf), |node| {
+            node.space[4] = 6;
+            node.resets
+        });
+        let mut waited = 0;
+        found
+            .reset(index, method)
+            .run(&machine, &found, |milliseconds| waited += milliseconds)
+            .unwrap_or_else(|error| panic!("{sbdf}: {error:?}"));
+        assert!(
+            waited >= least && waited < least + 200,
+            "{sbdf}: {waited} ms"
+        );
+        assert_eq!(
+            machine.at(name(sbdf), |node| node.resets),
+            resets.map(|n| n + 1),
+            "{sbdf}"
+        );
+        for (device, before) in found.devices().iter().zip(&before) {
+            let now = machine.at(device.sbdf, |node| node.space.clone());
+            assert_eq!(&now, before, "{} after the reset of {sbdf}", device.sbdf);
+        }
+    }
+    check_placement(&machine, &found, &host());
+}
+
+#[test]
+fn a_function_that_stays_away_is_reported() {
+    let machine = Machine::new(0, vec![((1, 0), nvme().slow(u32::MAX))]);
+    let found = enumerate(&machine, &host()).expect("memory");
+    let method = found.reset_method(0, |_| false).expect("a reset");
+    let mut waited = 0;
+    let result = found
+        .reset(0, method)
+        .run(&machine, &found, |milliseconds| waited += milliseconds);
+    assert_eq!(result, Err(ResetError::NotReady(name("00:01.0"))));
+    assert_eq!(waited, 1100);
+    // One that never forgets what was pending is reset all the same.
+    let pending = nvme().left(0x54 + 0x0a, &[0x20]);
+    let machine = Machine::new(0, vec![((1, 0), pending)]);
+    let found = enumerate(&machine, &host()).expect("memory");
+    let mut reset = found.reset(0, method);
+    for _ in 0..10 {
+        assert_eq!(reset.step(&machine, &found), Ok(Progress::Wait(10)));
+    }
+    assert_eq!(reset.step(&machine, &found), Ok(Progress::Wait(100)));
+    assert_eq!(reset.step(&machine, &found), Ok(Progress::Done));
+}
+
+#[test]
+fn a_walk_of_an_empty_machine_is_short() {
+    let machine = Machine::new(0, vec![((0, 0), host_bridge())]);
+    enumerate(&machine, &host()).expect("memory");
+    assert!(
+        machine.accesses.get() < 100,
+        "{} reads",
+        machine.accesses.get()
+    );
+}

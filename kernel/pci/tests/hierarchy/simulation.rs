@@ -1,0 +1,425 @@
+//! A simulated machine: functions with registers that stick or not, and bridges that route.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "offsets in config space are small"
+)]
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+
+use pci::ConfigSpace;
+use vpci::{Offset, Sbdf, Size};
+
+/// A function, what of its registers can be written, and what is below it.
+#[derive(Clone)]
+pub(crate) struct Node {
+    pub(crate) space: Vec<u8>,
+    /// What `space` is after a reset.
+    power_on: Vec<u8>,
+    writable: Vec<u8>,
+    /// Device and function number, and the function.
+    pub(crate) below: Vec<((u8, u8), Node)>,
+    next_capability: usize,
+    next_extended: usize,
+    last_link: Option<usize>,
+    /// Where writing what resets the function: the offset of a byte, mask and value.
+    reset_by: Option<(usize, u8, u8)>,
+    /// Accesses that it does not answer to after a reset.
+    slow: u32,
+    silent: u32,
+    /// How often it was reset.
+    pub(crate) resets: u32,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:08x} {:x?} {:?}",
+            self.dword(0),
+            &self.writable[0x10..0x28],
+            self.below
+        )
+    }
+}
+
+impl Node {
+    pub(crate) fn endpoint(vendor: u16, device: u16, class: u32) -> Self {
+        let mut node = Self {
+            space: vec![0; 4096],
+            power_on: Vec::new(),
+            writable: vec![0; 4096],
+            below: Vec::new(),
+            next_capability: 0x40,
+            next_extended: 0x100,
+            last_link: None,
+            reset_by: None,
+            slow: 0,
+            silent: 0,
+            resets: 0,
+        };
+        node.put(0x00, &vendor.to_le_bytes(), 0);
+        node.put(0x02, &device.to_le_bytes(), 0);
+        node.put(0x04, &[0, 0], 0xff);
+        node.put(0x08, &(class << 8).to_le_bytes(), 0);
+        node.put(0x30, &[0; 4], 0xff);
+        node
+    }
+
+    pub(crate) fn bridge(vendor: u16, device: u16) -> Self {
+        let mut node = Self::endpoint(vendor, device, 0x060400);
+        node.space[0x0e] = 1;
+        node.put(0x18, &[0; 4], 0xff);
+        node.put(0x1c, &[0; 2], 0xf0);
+        node.put(0x20, &[0; 4], 0xff);
+        node.writable[0x20] = 0xf0;
+        node.writable[0x22] = 0xf0;
+        node.put(0x24, &[1, 0, 1, 0], 0xff);
+        node.writable[0x24] = 0xf0;
+        node.writable[0x26] = 0xf0;
+        node.put(0x28, &[0; 8], 0xff);
+        node.put(0x30, &[0; 4], 0);
+        node.put(0x38, &[0; 4], 0xff);
+        node.put(0x3e, &[0; 2], 0xff);
+        node
+    }
+
+    fn put(&mut self, offset: usize, bytes: &[u8], writable: u8) {
+        self.space[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.writable[offset..offset + bytes.len()].fill(writable);
+    }
+
+    /// Firmware left this in a register.
+    pub(crate) fn left(mut self, offset: usize, bytes: &[u8]) -> Self {
+        self.space[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self
+    }
+
+    /// Adds a BAR with these low bits.
+    pub(crate) fn bar(mut self, index: usize, flags: u32, size: u64) -> Self {
+        let mask = !(size - 1);
+        let low = (mask as u32 & !0xf).to_le_bytes();
+        self.put(0x10 + 4 * index, &flags.to_le_bytes(), 0);
+        self.writable[0x10 + 4 * index..][..4].copy_from_slice(&low);
+        if flags & 7 == 4 {
+            let high = ((mask >> 32) as u32).to_le_bytes();
+            self.writable[0x14 + 4 * index..][..4].copy_from_slice(&high);
+        }
+        self
+    }
+
+    pub(crate) fn multi_function(mut self) -> Self {
+        self.space[0x0e] |= 0x80;
+        self
+    }
+
+    /// Adds a capability: its bytes behind the link, and where it is.
+    fn capability(&mut self, id: u8, body: &[u8]) -> usize {
+        let at = self.next_capability;
+        self.space[at] = id;
+        self.space[at + 2..at + 2 + body.len()].copy_from_slice(body);
+        match self.last_link {
+            None => {
+                self.space[0x06] |= 0x10;
+                self.space[0x34] = at as u8;
+            }
+            Some(link) => self.space[link] = at as u8,
+        }
+        self.last_link = Some(at + 1);
+        self.next_capability = (at + 2 + body.len()).next_multiple_of(4);
+        at
+    }
+
+    fn extended(&mut self, id: u16, body: &[u8]) -> usize {
+        let at = self.next_extended;
+        if at > 0x100 {
+            let before = at - 0x10;
+            let link = u16::from_le_bytes([self.space[before + 2], self.space[before + 3]]);
+            let link = link & 0xf | (at as u16) << 4;
+            self.space[before + 2..before + 4].copy_from_slice(&link.to_le_bytes());
+        }
+        self.space[at..at + 4].copy_from_slice(&(u32::from(id) | 1 << 16).to_le_bytes());
+        self.space[at + 4..at + 4 + body.len()].copy_from_slice(body);
+        self.next_extended += 0x10;
+        at
+    }
+
+    /// Makes it a PCI Express function of a kind.
+    pub(crate) fn express(mut self, kind: u8) -> Self {
+        let mut body = [0; 0x3a];
+        body[0] = 2 | kind << 4;
+        let at = self.capability(0x10, &body);
+        self.put(at + 8, &[0x10, 0x28], 0xff);
+        self.writable[at + 9] = 0x7f;
+        self.put(at + 0x28, &[0, 0], 0xff);
+        self
+    }
+
+    fn express_at(&self) -> usize {
+        (0x40..0xfc)
+            .step_by(4)
+            .find(|at| self.space[*at] == 0x10)
+            .expect("an express capability")
+    }
+
+    pub(crate) fn function_level_reset(mut self) -> Self {
+        let at = self.express_at();
+        self.space[at + 7] |= 0x10;
+        self.reset_by = Some((at + 9, 0x80, 0x80));
+        self
+    }
+
+    pub(crate) fn advanced_reset(mut self) -> Self {
+        let at = self.capability(0x13, &[6, 0b11, 0, 0]);
+        self.reset_by = Some((at + 4, 1, 1));
+        self
+    }
+
+    pub(crate) fn power(mut self, no_soft_reset: bool) -> Self {
+        let at = self.capability(0x01, &[3, 0, if no_soft_reset { 8 } else { 0 }, 0]);
+        self.writable[at + 4] = 3;
+        if !no_soft_reset {
+            self.reset_by = Some((at + 4, 3, 0));
+        }
+        self
+    }
+
+    pub(crate) fn msix(mut self) -> Self {
+        let at = self.capability(0x11, &[3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        self.writable[at + 3] = 0xc0;
+        self
+    }
+
+    pub(crate) fn msi(mut self) -> Self {
+        self.capability(0x05, &[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        self
+    }
+
+    pub(crate) fn acs(mut self, capability: u8) -> Self {
+        let at = self.extended(0x0d, &[capability, 0, 0, 0]);
+        self.writable[at + 6] = capability;
+        self
+    }
+
+    /// It takes some reads after a reset before it answers.
+    pub(crate) fn slow(mut self, reads: u32) -> Self {
+        self.slow = reads;
+        self
+    }
+
+    pub(crate) fn with(mut self, device: u8, function: u8, node: Node) -> Self {
+        self.below.push(((device, function), node));
+        self
+    }
+
+    fn finish(mut self) -> Self {
+        self.power_on = self.space.clone();
+        self.power_on[4..6].fill(0);
+        self.below = self
+            .below
+            .into_iter()
+            .map(|(at, node)| (at, node.finish()))
+            .collect();
+        self
+    }
+
+    fn reset(&mut self) {
+        self.space = self.power_on.clone();
+        if self.space[0x0e] & 0x7f == 0 {
+            for offset in 0x10..0x28 {
+                self.space[offset] &= !self.writable[offset];
+            }
+        }
+        self.silent = self.slow;
+        self.resets += 1;
+        self.below.iter_mut().for_each(|(_, node)| node.reset());
+    }
+
+    pub(crate) fn word(&self, offset: usize) -> u16 {
+        u16::from_le_bytes([self.space[offset], self.space[offset + 1]])
+    }
+
+    pub(crate) fn dword(&self, offset: usize) -> u32 {
+        u32::from(self.word(offset)) | u32::from(self.word(offset + 2)) << 16
+    }
+
+    fn read(&mut self, offset: usize, size: usize) -> u32 {
+        if self.silent > 0 {
+            self.silent -= 1;
+            return if offset == 0 { 0xffff_0001 } else { u32::MAX };
+        }
+        (0..size)
+            .map(|i| u32::from(self.space[offset + i]) << (8 * i))
+            .sum()
+    }
+
+    fn write(&mut self, offset: usize, size: usize, value: u32) {
+        if self.silent > 0 {
+            return;
+        }
+        let old = self.space.clone();
+        for (i, byte) in value.to_le_bytes().iter().enumerate().take(size) {
+            let mask = self.writable[offset + i];
+            self.space[offset + i] = self.space[offset + i] & !mask | byte & mask;
+        }
+        let in_access = |at: usize| (offset..offset + size).contains(&at);
+        if let Some((at, mask, wanted)) = self.reset_by
+            && in_access(at)
+        {
+            let written = value.to_le_bytes()[at - offset] & mask;
+            // From D3hot to D0, or a one in a bit that starts a reset.
+            if written == wanted && (wanted != 0 || old[at] & mask == mask) {
+                self.reset();
+            }
+        }
+        if self.space[0x0e] & 0x7f == 1
+            && in_access(0x3e)
+            && self.space[0x3e] & 0x40 != 0
+            && old[0x3e] & 0x40 == 0
+        {
+            self.below.iter_mut().for_each(|(_, node)| node.reset());
+        }
+    }
+
+    /// Finds a function on a bus below.
+    fn route(&mut self, bus: u8, at: (u8, u8)) -> Option<&mut Node> {
+        let (secondary, subordinate) = (self.space[0x19], self.space[0x1a]);
+        if self.space[0x0e] & 0x7f != 1 || secondary == 0 || self.space[0x3e] & 0x40 != 0 {
+            return None;
+        }
+        if bus == secondary {
+            return find(&mut self.below, at);
+        }
+        if !(secondary..=subordinate).contains(&bus) {
+            return None;
+        }
+        let mut claims = self
+            .below
+            .iter_mut()
+            .filter_map(|(_, node)| node.route(bus, at));
+        let found = claims.next();
+        assert!(claims.next().is_none(), "bus {bus:#x} is claimed twice");
+        found
+    }
+
+    /// Returns which BAR of the function answers at an address, if memory decode is on.
+    fn answers(&self, address: u64) -> Option<u8> {
+        let is_bridge = self.space[0x0e] & 0x7f == 1;
+        let mut index = 0;
+        while index < if is_bridge { 2 } else { 6 } {
+            let at = 0x10 + 4 * index;
+            let register = |from: &[u8], at: usize| {
+                u32::from_le_bytes(from[at..at + 4].try_into().expect("four bytes"))
+            };
+            let wide = self.space[at] & 7 == 4;
+            let low = register(&self.writable, at);
+            let (mask, base) = if wide {
+                let both = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+                let mask = both(low, register(&self.writable, at + 4));
+                (mask, both(self.dword(at) & !15, self.dword(at + 4)))
+            } else {
+                (!0 << 32 | u64::from(low), u64::from(self.dword(at) & !15))
+            };
+            if low != 0 && self.space[at] & 1 == 0 && base != 0 && address & mask == base {
+                return Some(index as u8);
+            }
+            index += if wide { 2 } else { 1 };
+        }
+        None
+    }
+
+    /// Returns whether the bridge, if it is one and is on, forwards an address to the bus below.
+    fn forwards(&self, address: u64) -> bool {
+        let memory = u64::from(self.word(0x20) & 0xfff0) << 16
+            ..=u64::from(self.word(0x22) & 0xfff0) << 16 | 0xf_ffff;
+        let wide = |low: usize, high: usize| {
+            u64::from(self.dword(high)) << 32 | u64::from(self.word(low) & 0xfff0) << 16
+        };
+        let prefetchable = wide(0x24, 0x28)..=wide(0x26, 0x2c) | 0xf_ffff;
+        self.space[0x0e] & 0x7f == 1
+            && self.word(4) & 6 == 6
+            && (memory.contains(&address) || prefetchable.contains(&address))
+    }
+}
+
+/// Finds what answers at an address on a bus: the path to it, and the BAR.
+fn decode(bus: &[((u8, u8), Node)], address: u64, path: &mut Vec<(u8, u8)>) -> Option<u8> {
+    let mut claims = bus.iter().flat_map(|(at, node)| {
+        let bar = node.answers(address).map(|bar| (*at, Some(bar), node));
+        bar.into_iter()
+            .chain(node.forwards(address).then_some((*at, None, node)))
+    });
+    let (at, bar, node) = claims.next()?;
+    assert!(
+        claims.next().is_none(),
+        "{address:#x} is claimed twice on a bus"
+    );
+    path.push(at);
+    bar.or_else(|| decode(&node.below, address, path))
+}
+
+fn find(nodes: &mut [((u8, u8), Node)], at: (u8, u8)) -> Option<&mut Node> {
+    nodes
+        .iter_mut()
+        .find(|(place, _)| *place == at)
+        .map(|(_, node)| node)
+}
+
+/// A machine with one host bridge.
+pub(crate) struct Machine {
+    root: RefCell<Vec<((u8, u8), Node)>>,
+    first_bus: u8,
+    pub(crate) accesses: Cell<u32>,
+}
+
+impl Machine {
+    pub(crate) fn new(first_bus: u8, root: Vec<((u8, u8), Node)>) -> Self {
+        let root = root
+            .into_iter()
+            .map(|(at, node)| (at, node.finish()))
+            .collect();
+        Self {
+            root: RefCell::new(root),
+            first_bus,
+            accesses: Cell::new(0),
+        }
+    }
+
+    /// Returns what `view` sees of a function, where config accesses find it.
+    pub(crate) fn at<T>(&self, sbdf: Sbdf, view: impl FnOnce(&mut Node) -> T) -> Option<T> {
+        let mut root = self.root.borrow_mut();
+        let at = (sbdf.device(), sbdf.function());
+        if sbdf.bus() == self.first_bus {
+            return find(&mut root, at).map(view);
+        }
+        let mut claims = root
+            .iter_mut()
+            .filter_map(|(_, node)| node.route(sbdf.bus(), at));
+        let found = claims.next();
+        assert!(claims.next().is_none(), "{sbdf} is claimed twice");
+        found.map(view)
+    }
+
+    /// Returns which BAR answers at an address, and the path of devices and functions to it.
+    pub(crate) fn decode(&self, address: u64) -> Option<(Vec<(u8, u8)>, u8)> {
+        let mut path = Vec::new();
+        let bar = decode(&self.root.borrow(), address, &mut path)?;
+        Some((path, bar))
+    }
+}
+
+impl ConfigSpace for Machine {
+    fn read(&self, sbdf: Sbdf, offset: Offset, size: Size) -> u32 {
+        self.accesses.set(self.accesses.get() + 1);
+        assert_eq!(offset.get() % size.bytes(), 0);
+        let read = |node: &mut Node| node.read(offset.get().into(), size.bytes().into());
+        self.at(sbdf, read).unwrap_or(u32::MAX) & size.mask()
+    }
+
+    fn write(&self, sbdf: Sbdf, offset: Offset, size: Size, value: u32) {
+        assert_eq!(offset.get() % size.bytes(), 0);
+        self.at(sbdf, |node| {
+            node.write(offset.get().into(), size.bytes().into(), value)
+        });
+    }
+}
