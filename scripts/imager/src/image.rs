@@ -21,7 +21,13 @@ use crate::plan::Plan;
 const TEXT_OFFSET: usize = 0x08;
 const IMAGE_SIZE: usize = 0x10;
 const MAGIC: usize = 0x38;
-const HEADER_SIZE: usize = 0x40;
+pub(crate) const HEADER_SIZE: usize = 0x40;
+
+/// What of an arm64 `Image` header matters here.
+pub(crate) struct Header {
+    pub(crate) text_offset: u64,
+    pub(crate) image_size: u64,
+}
 
 /// An image that is laid out, and not written yet.
 #[derive(Debug)]
@@ -118,16 +124,10 @@ impl Image {
 
 /// Returns where the hypervisor ends, its bss included.
 fn kernel_end(kernel: &[u8]) -> anyhow::Result<u64> {
-    ensure!(
-        kernel.len() >= HEADER_SIZE && &kernel[MAGIC..][..4] == b"ARM\x64",
-        "not an arm64 Image; give the raw binary that the build makes of the kernel, not its ELF file"
-    );
-    let field = |offset: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&kernel[offset..][..8]);
-        u64::from_le_bytes(bytes)
-    };
-    let (text_offset, size) = (field(TEXT_OFFSET), field(IMAGE_SIZE));
+    let header = Header::read(kernel).context(
+        "not an arm64 Image; give the raw binary that the build makes of the kernel, not its ELF file",
+    )?;
+    let (text_offset, size) = (header.text_offset, header.image_size);
     if !text_offset.is_multiple_of(PAGE) {
         bail!("text_offset {text_offset:#x} is not a page boundary, so nothing behind it would be");
     }
@@ -135,4 +135,19 @@ fn kernel_end(kernel: &[u8]) -> anyhow::Result<u64> {
         bail!("image_size {size:#x} is less than the file has; was it packed already?");
     }
     Ok(size)
+}
+
+impl Header {
+    /// Reads a file's first bytes; `None` if they are no such header.
+    pub(crate) fn read(start: &[u8]) -> Option<Self> {
+        let magic = start.get(MAGIC..HEADER_SIZE)?;
+        let field = |offset: usize| {
+            let bytes = start.get(offset..)?.first_chunk()?;
+            Some(u64::from_le_bytes(*bytes))
+        };
+        magic.starts_with(b"ARM\x64").then_some(Self {
+            text_offset: field(TEXT_OFFSET)?,
+            image_size: field(IMAGE_SIZE)?,
+        })
+    }
 }

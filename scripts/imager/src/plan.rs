@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use manifest::{
-    Backend, Domain, Function, Grant, GuestRange, Item, Manifest, Module, PAGE, PRIORITY_DEFAULT,
-    Payload, Server,
+    BLOCK, Backend, Domain, Function, Grant, GuestRange, Item, Manifest, Module, PAGE,
+    PRIORITY_DEFAULT, Payload, Server,
 };
 use toml::Spanned;
 
@@ -187,7 +187,37 @@ impl Plan {
             let place = system.place(error.item, error.field, self);
             lines.push(system.file.line(&place, error));
         });
+        if lines.is_empty() {
+            self.check_bss(system, &mut lines);
+        }
         Report::of(lines)
+    }
+
+    /// Checks that kernels fit with what they clear behind their files, which a manifest does not tell.
+    fn check_bss(&self, system: &System, lines: &mut Vec<String>) {
+        for (domain, own) in self.manifest.domains.iter().zip(&system.tables.domain) {
+            let Payload::Kernel(kernel) = &domain.payload else {
+                continue;
+            };
+            let offset = |name: &str| self.manifest.module(name).map(|module| module.offset);
+            let memory = |name: &str| {
+                let mut contents = self.contents.iter();
+                let placed = contents.find(|placed| Some(placed.offset) == offset(name));
+                placed.map_or(0, |placed| placed.content.memory)
+            };
+            let initrd = domain.initrd.as_deref().map_or(0, memory);
+            // The device tree has the last block for itself.
+            let needed = memory(kernel).saturating_add(initrd).saturating_add(BLOCK);
+            if needed > domain.memory {
+                let item = format!("domain {}: memory", domain.name);
+                let blocks = needed.div_ceil(BLOCK);
+                let what = format!(
+                    "{item}: kernel and initrd do not fit; write {}M or more",
+                    blocks * 2
+                );
+                lines.push(system.file.line(&own.memory.span(), what));
+            }
+        }
     }
 
     /// Checks whether the machine's memory holds the image, the domains, and their copies of modules.

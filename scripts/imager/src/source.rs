@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::image::{HEADER_SIZE, Header};
 use crate::plan::Folders;
 use crate::values::{Size, Source};
 
@@ -12,6 +13,8 @@ use crate::values::{Size, Source};
 pub(crate) struct Content {
     pub(crate) path: PathBuf,
     pub(crate) size: u64,
+    /// How much memory it takes: for an arm64 `Image` more than the file has.
+    pub(crate) memory: u64,
 }
 
 /// What a file is used as.
@@ -39,6 +42,7 @@ impl Source {
             return Ok(Content {
                 path: self.to_string().into(),
                 size: 1,
+                memory: 1,
             });
         };
         if let Self::State(_) = self {
@@ -48,12 +52,14 @@ impl Source {
         if !meta.is_file() {
             return Err(self.missing(&path, "it is not a file"));
         }
-        if used == Use::Code {
-            check_code(&path)?;
-        }
+        let memory = match used {
+            Use::Code => memory_of_code(&path)?.max(meta.len()),
+            Use::Data => meta.len(),
+        };
         Ok(Content {
             path: fs::canonicalize(&path).unwrap_or(path),
             size: meta.len(),
+            memory,
         })
     }
 
@@ -118,18 +124,22 @@ fn guests(folder: &Path) -> String {
 
 /// Returns the state file as it is, or as [`make_state_file`] would make it.
 fn state_file(path: PathBuf, size: Option<Size>) -> Result<Content, String> {
-    match (fs::metadata(&path), size) {
-        (Ok(meta), _) if meta.is_file() => Ok(Content {
-            size: meta.len(),
-            path,
-        }),
-        (Ok(_), _) => Err(format!("{} is not a file; remove it", path.display())),
-        (Err(_), Some(Size(size))) => Ok(Content { path, size }),
-        (Err(_), None) => Err(format!(
-            "{} does not exist yet; write size = \"16M\" beside it to have it made",
-            path.display()
-        )),
-    }
+    let size = match (fs::metadata(&path), size) {
+        (Ok(meta), _) if meta.is_file() => meta.len(),
+        (Ok(_), _) => return Err(format!("{} is not a file; remove it", path.display())),
+        (Err(_), Some(Size(size))) => size,
+        (Err(_), None) => {
+            return Err(format!(
+                "{} does not exist yet; write size = \"16M\" beside it to have it made",
+                path.display()
+            ));
+        }
+    };
+    Ok(Content {
+        path,
+        size,
+        memory: size,
+    })
 }
 
 /// Makes a file of zeros, unless it exists.
@@ -143,11 +153,12 @@ pub(crate) fn make_state_file(path: &Path, size: u64) -> std::io::Result<()> {
     fs::File::create_new(path)?.set_len(size)
 }
 
-/// Refuses files that start as something that a CPU cannot enter.
-fn check_code(path: &Path) -> Result<(), String> {
+/// Refuses files that start as something that a CPU cannot enter, and returns how much memory an arm64
+/// `Image` takes; 0 for other files.
+fn memory_of_code(path: &Path) -> Result<u64, String> {
     let mut start = Vec::new();
     let file = fs::File::open(path);
-    let read = file.and_then(|file| file.take(8).read_to_end(&mut start));
+    let read = file.and_then(|file| file.take(HEADER_SIZE as u64).read_to_end(&mut start));
     read.map_err(|error| format!("{}: {error}", path.display()))?;
     let (what, mend) = match start.as_slice() {
         [0x7f, b'E', b'L', b'F', ..] => {
@@ -155,10 +166,13 @@ fn check_code(path: &Path) -> Result<(), String> {
         }
         [0x1f, 0x8b, ..] => ("compressed with gzip", "unpack it"),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => ("compressed with zstd", "unpack it"),
-        [b'M', b'Z', _, _, b'z', b'i', b'm', b'g'] => {
+        [b'M', b'Z', _, _, b'z', b'i', b'm', b'g', ..] => {
             ("compressed for EFI", "take out the Image in it")
         }
-        _ => return Ok(()),
+        start => {
+            let header = Header::read(start);
+            return Ok(header.map_or(0, |h| h.text_offset.saturating_add(h.image_size)));
+        }
     };
     Err(format!("{} is {what}; {mend}", path.display()))
 }

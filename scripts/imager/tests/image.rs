@@ -13,10 +13,8 @@ use manifest::{Machine, Manifest, Payload};
 
 /// An arm64 `Image` of `len` bytes with `image_size` in its header.
 fn kernel(len: usize, image_size: u64) -> Vec<u8> {
-    let mut kernel = vec![0xee; len];
-    kernel[8..16].fill(0);
-    kernel[16..24].copy_from_slice(&image_size.to_le_bytes());
-    kernel[56..60].copy_from_slice(b"ARM\x64");
+    let mut kernel = common::image(image_size);
+    kernel.resize(len, 0xee);
     kernel
 }
 

@@ -66,6 +66,7 @@ const ROWS: &[Row] = &[
     ("name = \"disk\"\nmemory", "name = \"a b\"\nmemory",    "system.toml:34:8: domain a b: name: not a name; write 1 to 31 letters, digits, '-', '_' and '.', a letter or digit first"),
     ("vcpus = 2",              "vcpus = 0",                  "system.toml:14:9: domain linux: vcpus: write a number from 1 to 123"),
     ("memory = \"512M\"",      "memory = \"511M\"",          "system.toml:13:10: domain linux: memory: 511M is not a multiple of 2M; write 512M"),
+    ("guest:virtio-blk",       "image",                      "system.toml:35:10: domain disk: memory: kernel and initrd do not fit; write 42M or more"),
     ("memory = \"512M\"",      "memory = \"0\"",             "system.toml:13:10: domain linux: memory: what is loaded does not fit; write 4M or more"),
     ("priority = 1",           "priority = 16",              "system.toml:21:12: domain linux: priority: write a number from 0 to 15"),
     ("affinity = [0, 1]",      "affinity = []",              "system.toml:22:12: domain linux: affinity: no pCPU is left to run on; name at least one, or leave the field out for all"),

@@ -48,6 +48,14 @@ target = "linux"
 memory = "all"
 "#;
 
+/// Returns the header of an arm64 `Image` of that size.
+pub(crate) fn image(image_size: u64) -> Vec<u8> {
+    let mut image = vec![0; 0x40];
+    image[16..24].copy_from_slice(&image_size.to_le_bytes());
+    image[56..60].copy_from_slice(b"ARM\x64");
+    image
+}
+
 /// A folder of one test, empty at first and left for who wants to look.
 pub(crate) struct Folder(PathBuf);
 
@@ -81,6 +89,7 @@ impl Folder {
         self.write("empty", b"");
         self.write("elf", b"\x7fELF\x02\x01\x01");
         self.write("gz", b"\x1f\x8b\x08\0");
+        self.write("image", &image(40 << 20));
         self.write("zboot", b"MZ\0\0zimg\0\0");
     }
 }
