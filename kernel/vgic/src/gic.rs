@@ -12,8 +12,8 @@ use crate::queue::{End, Queue};
 use crate::sparse::Budget;
 use crate::{Config, Host, OutOfMemory, Vgic, filled};
 
-/// What the tables of one domain's LPIs may take: all LPIs, each mapped once, fit.
-const TABLE_BYTES: usize = 1 << 20;
+/// What the tables of one domain's LPIs may take: all LPIs fit, mapped once by devices of 32 events.
+const TABLE_BYTES: usize = 5 << 18;
 /// List registers that the architecture allows.
 const LIST_REGISTERS: usize = 16;
 

@@ -632,7 +632,7 @@ impl Vgic {
     }
 
     /// Carries commands out. `budget` limits the work: each command counts as one, and one more for
-    /// every 64 interrupts that it has to look at.
+    /// every 32 interrupts that it has to look at.
     pub fn process(&mut self, budget: usize, host: &mut impl Host) {
         if let Some(its) = &mut self.its {
             its.process(&mut self.gic, budget, host);

@@ -356,13 +356,9 @@ fn reset_forgets_everything() {
     machine.level(0, 40, true);
     machine.timer(0, true);
     machine.pulse(1, 20);
-    machine.unload(0);
-    machine.unload(1);
     machine.outside.timer_lines = vec![false; 2];
-    machine.vgic.reset();
+    machine.reset();
     assert!(!machine.vgic.mapped_active(0, TIMER));
-    machine.load(0);
-    machine.load(1);
     machine.enable_all();
     assert_eq!((machine.take(0), machine.take(1)), (None, None));
     machine.level(0, 40, true);

@@ -2,6 +2,8 @@
 //! kernel side does what the real kernel does.
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub(crate) mod its;
+
 use std::collections::BTreeSet;
 
 use vgic::{BadAddress, Config, Frame, Hcr, Host, Intid, Listing, Vgic};
@@ -202,6 +204,18 @@ impl Machine {
     }
 
     // The kernel's side.
+
+    /// Resets the domain.
+    pub(crate) fn reset(&mut self) {
+        for vcpu in 0..self.cpus.len() {
+            self.unload(vcpu);
+        }
+        self.vgic.reset();
+        for vcpu in 0..self.cpus.len() {
+            self.cpus[vcpu].running.clear();
+            self.load(vcpu);
+        }
+    }
 
     pub(crate) fn load(&mut self, vcpu: usize) {
         assert!(!self.cpus[vcpu].loaded);
