@@ -1,0 +1,715 @@
+//! The driver against a model of an SMMU that reads its queue and its stream table from memory.
+
+use super::*;
+use crate::dma::testing::{Arena, View};
+use crate::mmio::testing::Array;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// What sort of SMMU it is.
+#[derive(Clone, Copy)]
+struct Fake {
+    idr0: u32,
+    idr1: u32,
+    idr3: u32,
+    idr5: u32,
+    /// Carries out one command for each look at CMDQ_CONS.
+    slow: bool,
+    /// Acknowledges nothing.
+    dead: bool,
+}
+
+/// As QEMU's `virt-10.0`.
+const NESTED: Fake = Fake {
+    idr0: 0x0d44_101b,
+    idr1: 0x0273_0010,
+    idr3: 0x1414,
+    idr5: 0x74,
+    slow: false,
+    dead: false,
+};
+/// As QEMU's with stage 1 only.
+const STAGE1: Fake = Fake {
+    idr0: 0x0d44_101a,
+    idr3: 0x1404,
+    ..NESTED
+};
+
+const CMDQ_CONS: usize = 0x9c;
+const GERROR: usize = 0x60;
+const GERRORN: usize = 0x64;
+const EVENTQ_PROD: usize = 0x1_00a8;
+const EVENTQ_CONS: usize = 0x1_00ac;
+
+struct Model {
+    kind: Fake,
+    memory: View,
+    registers: Array,
+    inner: RefCell<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Commands as they were carried out.
+    log: Vec<[u64; 2]>,
+    /// What the SMMU caches of the stream table.
+    cached: BTreeMap<u32, Option<[u64; 8]>>,
+    /// Opcodes that are refused.
+    illegal: Vec<u64>,
+    /// How often GBPA still reads with UPDATE.
+    updating: u32,
+}
+
+impl Model {
+    fn new(kind: Fake, arena: &Arena) -> Self {
+        let registers = Array::new(0x2_0000);
+        for (offset, value) in [
+            (0, kind.idr0),
+            (4, kind.idr1),
+            (0xc, kind.idr3),
+            (0x14, kind.idr5),
+            (0x44, 0x1000),
+        ] {
+            registers.preset32(offset, value);
+        }
+        Self {
+            kind,
+            memory: arena.view(),
+            registers,
+            inner: RefCell::default(),
+        }
+    }
+
+    fn base(&self, register: usize) -> (u64, u32) {
+        let base = self.registers.read64(register);
+        (base & 0x000f_ffff_ffff_ffe0, (base & 0x1f) as u32)
+    }
+
+    fn run(&self, most: usize) {
+        let (base, log2) = self.base(0x90);
+        for _ in 0..most {
+            let cons = self.registers.read32(CMDQ_CONS);
+            let read = cons & 0xf_ffff;
+            let stopped = (self.registers.read32(GERROR) ^ self.registers.read32(GERRORN)) & 1 != 0;
+            let on = self.registers.read32(0x20) & 8 != 0;
+            if !on || stopped || read == self.registers.read32(0x98) {
+                return;
+            }
+            let at = base + u64::from(read & ((1 << log2) - 1)) * 16;
+            let words = [at, at + 8].map(|pa| self.memory.read(pa).unwrap());
+            if !self.carry_out(words) {
+                self.registers
+                    .preset32(CMDQ_CONS, cons & !(0x7f << 24) | 1 << 24);
+                self.registers
+                    .preset32(GERROR, self.registers.read32(GERROR) ^ 1);
+                return;
+            }
+            let next = (read + 1) & ((2 << log2) - 1);
+            // The error code stays, as QEMU leaves it.
+            self.registers
+                .preset32(CMDQ_CONS, cons & (0x7f << 24) | next);
+        }
+    }
+
+    fn carry_out(&self, words: [u64; 2]) -> bool {
+        let mut inner = self.inner.borrow_mut();
+        let (stage1, stage2) = (self.kind.idr0 & 2 != 0, self.kind.idr0 & 1 != 0);
+        let code = words[0] & 0xff;
+        let known = match code {
+            0x03 | 0x04 | 0x30 | 0x46 => true,
+            0x11 | 0x12 => stage1,
+            0x28 | 0x2a => stage2,
+            _ => false,
+        };
+        if !known || inner.illegal.contains(&code) {
+            return false;
+        }
+        match code {
+            0x03 => drop(inner.cached.remove(&((words[0] >> 32) as u32))),
+            0x04 => inner.cached.clear(),
+            _ => {}
+        }
+        if code != 0x46 {
+            inner.log.push(words);
+        }
+        true
+    }
+
+    /// Reads a stream's entry as hardware does when the stream makes an access.
+    fn entry(&self, stream: u32) -> Option<[u64; 8]> {
+        let mut inner = self.inner.borrow_mut();
+        let entry = inner
+            .cached
+            .entry(stream)
+            .or_insert_with(|| self.fetch(stream));
+        if let Some(words) = entry {
+            // It refuses, or it is whole.
+            let whole = words[0] == 1 || words[1] != 0 && (words[2] != 0 || words[0] >> 6 != 0);
+            assert!(whole, "half an entry: {words:x?}");
+        }
+        *entry
+    }
+
+    /// `None` is C_BAD_STREAMID.
+    fn fetch(&self, stream: u32) -> Option<[u64; 8]> {
+        let base = self.registers.read64(0x80) & 0x000f_ffff_ffff_ffc0;
+        let config = self.registers.read32(0x88);
+        let stream = u64::from(stream);
+        if stream >> (config & 0x3f) != 0 {
+            return None;
+        }
+        let at = match config >> 16 & 3 {
+            0 => base + stream * 64,
+            _ => {
+                let split = config >> 6 & 0x1f;
+                let first = self.memory.read(base + (stream >> split) * 8)?;
+                let span = (first & 0x1f) as u32;
+                if span == 0 {
+                    return None;
+                }
+                assert_eq!(span, split + 1);
+                (first & 0x000f_ffff_ffff_ffc0) + (stream & ((1 << split) - 1)) * 64
+            }
+        };
+        Some([0, 1, 2, 3, 4, 5, 6, 7].map(|n| self.memory.read(at + 8 * n).unwrap()))
+    }
+
+    /// Records an event; returns whether there was room.
+    fn record(&self, words: [u64; 4]) -> bool {
+        let (base, log2) = self.base(0xa0);
+        let written = self.registers.read32(EVENTQ_PROD);
+        let read = self.registers.read32(EVENTQ_CONS);
+        if (written ^ read) & ((2 << log2) - 1) == 1 << log2 {
+            // Only if the last overflow has been acknowledged.
+            if (written ^ read) >> 31 == 0 {
+                self.registers.preset32(EVENTQ_PROD, written ^ 1 << 31);
+            }
+            return false;
+        }
+        let at = base + u64::from(written & ((1 << log2) - 1)) * 32;
+        for (n, word) in words.into_iter().enumerate() {
+            self.memory.write(at + 8 * n as u64, word).unwrap();
+        }
+        let next = ((written & 0xf_ffff) + 1) & ((2 << log2) - 1);
+        self.registers
+            .preset32(EVENTQ_PROD, written & 1 << 31 | next);
+        true
+    }
+}
+
+impl Bus for Model {
+    fn len(&self) -> usize {
+        0x2_0000
+    }
+    fn read8(&self, _: usize) -> u8 {
+        unreachable!()
+    }
+    fn read16(&self, _: usize) -> u16 {
+        unreachable!()
+    }
+    fn read32(&self, offset: usize) -> u32 {
+        let mut inner = self.inner.borrow_mut();
+        if offset == 0x44 && inner.updating > 0 {
+            inner.updating -= 1;
+            return self.registers.read32(0x44) | 1 << 31;
+        }
+        drop(inner);
+        if offset == CMDQ_CONS && self.kind.slow {
+            self.run(1);
+        }
+        self.registers.read32(offset)
+    }
+    fn read64(&self, offset: usize) -> u64 {
+        self.registers.read64(offset)
+    }
+    fn write8(&self, _: usize, _: u8) {
+        unreachable!()
+    }
+    fn write16(&self, _: usize, _: u16) {
+        unreachable!()
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        match offset {
+            0x44 if value >> 31 == 0 => return,
+            0x44 => {
+                self.inner.borrow_mut().updating = if self.kind.dead { u32::MAX } else { 3 };
+                self.registers.write32(0x44, value & !(1 << 31));
+                return;
+            }
+            // Acknowledged at once, with what is implemented.
+            0x20 => self.registers.preset32(0x24, value & !0x10),
+            0x50 => self.registers.preset32(0x54, value),
+            _ => {}
+        }
+        self.registers.write32(offset, value);
+        if !self.kind.slow && !self.kind.dead {
+            self.run(usize::MAX);
+        }
+    }
+    fn write64(&self, offset: usize, value: u64) {
+        self.registers.write64(offset, value);
+    }
+}
+
+const SPACE: AddressSpace = AddressSpace {
+    root: Pa::new(0x4020_3000),
+    id: 7,
+    input_bits: 39,
+};
+
+fn started<'a>(model: &'a Model, arena: &mut Arena) -> Smmu<&'a Model> {
+    Smmu::new(model, 0x1_0000, arena).unwrap()
+}
+
+fn codes(model: &Model) -> Vec<u64> {
+    core::mem::take(&mut model.inner.borrow_mut().log)
+        .iter()
+        .map(|words| words[0] & 0xff)
+        .collect()
+}
+
+#[test]
+fn everything_is_refused_before_anything_else() {
+    let arena = Arena::new(0);
+    let model = Model::new(NESTED, &arena);
+    model.registers.preset32(0x20, 0xd); // left on by firmware
+    model.registers.preset32(0x24, 0xd);
+    abort_all(&model).unwrap();
+    // GBPA keeps its other fields; then translation off.
+    assert_eq!(
+        *model.registers.writes.borrow(),
+        [(0x44, 0x10_1000), (0x20, 0)]
+    );
+    let dead = Model::new(
+        Fake {
+            dead: true,
+            ..NESTED
+        },
+        &arena,
+    );
+    assert_eq!(abort_all(&dead), Err(Error::Timeout));
+}
+
+#[test]
+#[rustfmt::skip]
+fn capabilities_are_those_of_the_id_registers() {
+    let arena = Arena::new(0);
+    let capabilities = |kind: Fake| Capabilities::read(&Model::new(kind, &arena));
+    let nested = capabilities(NESTED).unwrap();
+    assert_eq!(nested, Capabilities {
+        stage1: true, stage2: true, coherency: Coherency::Coherent, output_bits: 44,
+        stream_bits: 16, two_level: true, command_queue: 19, event_queue: 19,
+        range_invalidation: true, id_bits: 16,
+        hypervisor: false, ats: false, msi: false, stall: false,
+    });
+    assert_eq!((nested.format(), nested.input_bits()), (Format::Stage2, 44));
+    let stage1 = capabilities(STAGE1).unwrap();
+    assert_eq!((stage1.format(), stage1.input_bits()), (Format::Stage1, 48));
+    for (kind, lacks) in [
+        (Fake { idr0: NESTED.idr0 & !3, ..NESTED },             "a stage of translation"),
+        (Fake { idr0: NESTED.idr0 & !(2 << 2), ..NESTED },      "AArch64 tables"),
+        (Fake { idr0: NESTED.idr0 | 3 << 21, ..NESTED },        "little-endian tables"),
+        (Fake { idr5: 0x64, ..NESTED },                         "the 4 KiB granule"),
+        (Fake { idr1: NESTED.idr1 | 1 << 30, ..NESTED },        "a stream table of our own"),
+        (Fake { idr1: NESTED.idr1 | 1 << 29, ..NESTED },        "queues of our own"),
+    ] {
+        assert_eq!(capabilities(kind), Err(Error::Lacks(lacks)));
+    }
+}
+
+#[test]
+fn it_starts_with_every_stream_refused() {
+    for slow in [false, true] {
+        let mut arena = Arena::new(0x40_0000);
+        let model = Model::new(Fake { slow, ..NESTED }, &arena);
+        started(&model, &mut arena);
+        assert_eq!(codes(&model), [0x04, 0x30]);
+        let register = |offset| model.registers.read32(offset);
+        assert_eq!(register(0x20), 0xd); // SMMUEN, EVENTQEN, CMDQEN
+        assert_eq!(register(0x28), 0xd75); // all write-back, inner shareable
+        assert_eq!(register(0x2c), 0b110); // PTM, RECINVSID
+        assert_eq!(register(0x44), 0x10_1000); // ABORT when it is off again
+        assert_eq!(register(0x88), 1 << 16 | 6 << 6 | 16);
+        assert_eq!(model.registers.read64(0x90) & 0x1f, 8);
+        assert_eq!(model.registers.read64(0xa0) & 0x1f, 11);
+        assert_eq!(model.entry(0x18), None);
+        // The last write to CR0 is the one with SMMUEN, after everything else.
+        let writes = model.registers.writes.borrow();
+        assert_eq!(writes.last(), Some(&(0x20, 0xd)));
+    }
+}
+
+#[test]
+fn a_stream_is_attached_and_detached() {
+    for slow in [false, true] {
+        let mut arena = Arena::new(0x40_0000);
+        let model = Model::new(Fake { slow, ..NESTED }, &arena);
+        let mut smmu = started(&model, &mut arena);
+        assert_eq!(model.entry(0x18), None); // and is cached as such
+        codes(&model);
+        smmu.attach(0x18, &SPACE, &mut arena).unwrap();
+        assert!(smmu.is_attached(0x18) && !smmu.is_attached(0x19));
+        let entry = model.entry(0x18).unwrap();
+        // S2PS 44 bits, T0SZ 25, SL0 1, write-back, inner shareable, AA64, AFFD, R.
+        let third = 0x0424_0000_0000_0000 | 4 << 48 | 1 << 51 | 0x3559 << 32 | 7;
+        assert_eq!(entry, [0xd, 1 << 44, third, 0x4020_3000, 0, 0, 0, 0]);
+        assert_eq!(model.entry(0x19), Some([1, 0, 0, 0, 0, 0, 0, 0])); // its neighbor
+        assert_eq!(codes(&model), [0x03, 0x03]);
+
+        assert_eq!(
+            smmu.attach(0x18, &SPACE, &mut arena),
+            Err(Error::Attached(0x18))
+        );
+        smmu.detach(0x18, &mut arena).unwrap();
+        assert_eq!(model.entry(0x18), Some([1, 0, 0, 0, 0, 0, 0, 0]));
+        assert_eq!(codes(&model), [0x03, 0x28, 0x03]);
+        smmu.detach(0x18, &mut arena).unwrap();
+        smmu.detach(0x4000, &mut arena).unwrap();
+        assert_eq!(codes(&model), []);
+        smmu.attach(0x18, &SPACE, &mut arena).unwrap();
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn a_stage_2_entry_follows_the_address_space() {
+    let arena = Arena::new(0);
+    let nested = Capabilities::read(&Model::new(NESTED, &arena)).unwrap();
+    let wide = Capabilities { output_bits: 48, ..nested };
+    let apart = Capabilities { coherency: Coherency::Software, ..nested };
+    let cases = [
+        // capabilities, bits, upper half of the third word
+        (nested, 39, 0x042c_3559), // T0SZ 25, SL0 1
+        (nested, 44, 0x042c_3594), // T0SZ 20, SL0 2
+        (nested, 30, 0x042c_3522), // T0SZ 34, SL0 0
+        (wide,   48, 0x042d_3590), // T0SZ 16, SL0 2, PS 48
+        (apart,  39, 0x042c_0059), // walks without caches
+    ];
+    for (capabilities, input_bits, upper) in cases {
+        let entry = stream::stage2(&AddressSpace { input_bits, ..SPACE }, &capabilities);
+        assert_eq!(entry[2] >> 32, upper, "{input_bits}: {:#x}", entry[2] >> 32);
+    }
+}
+
+#[test]
+fn stage_1_takes_the_place_of_stage_2() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(STAGE1, &arena);
+    let mut smmu = started(&model, &mut arena);
+    assert_eq!(smmu.format(), Format::Stage1);
+    codes(&model);
+    let before = arena.taken();
+    smmu.attach(0x18, &SPACE, &mut arena).unwrap();
+    let entry = model.entry(0x18).unwrap();
+    let context = entry[0] & 0x000f_ffff_ffff_ffc0;
+    assert_eq!(entry[0] & 0x3f, 0b1011);
+    assert_eq!(entry[1..], [1 << 44 | 0xd4, 0, 0, 0, 0, 0, 0]);
+    let word = |n: u64| model.memory.read(context + 8 * n).unwrap();
+    // ASID, ASET, A, R, AA64, AFFD, IPS 44 bits; V, EPD1, inner shareable, write-back, T0SZ 25.
+    assert_eq!(word(0), 0x0007_e20c_c000_3519);
+    assert_eq!([word(1), word(2), word(3)], [0x4020_3000, 0, 0x04ff]);
+    smmu.invalidate(7, Ipa::new(0x4000_0000), 0x1000).unwrap();
+    smmu.detach(0x18, &mut arena).unwrap();
+    assert_eq!(codes(&model), [0x03, 0x03, 0x12, 0x03, 0x11, 0x03]);
+    // The table of the second level stays.
+    assert_eq!(arena.taken(), before + 0x1000);
+}
+
+#[test]
+fn an_address_space_that_does_not_fit_is_refused() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(
+        Fake {
+            idr0: NESTED.idr0 & !(1 << 18),
+            ..NESTED
+        },
+        &arena,
+    );
+    let mut smmu = started(&model, &mut arena);
+    codes(&model);
+    let root = Pa::new(1 << 44);
+    for (stream, space, error) in [
+        (
+            0x18,
+            AddressSpace {
+                input_bits: 45,
+                ..SPACE
+            },
+            Error::InputBits(45),
+        ),
+        (
+            0x18,
+            AddressSpace {
+                input_bits: 24,
+                ..SPACE
+            },
+            Error::InputBits(24),
+        ),
+        (
+            0x18,
+            AddressSpace { id: 256, ..SPACE },
+            Error::NoSuchId(256),
+        ),
+        (
+            0x18,
+            AddressSpace { root, ..SPACE },
+            Error::OutOfReach(root),
+        ),
+        (0x1_0000, SPACE, Error::NoSuchStream(0x1_0000)),
+        (u32::MAX, SPACE, Error::NoSuchStream(u32::MAX)),
+    ] {
+        assert_eq!(smmu.attach(stream, &space, &mut arena), Err(error));
+    }
+    assert_eq!(
+        smmu.attach(0x18, &SPACE, &mut Arena::new(0)),
+        Err(Error::OutOfMemory)
+    );
+    assert_eq!(codes(&model), []);
+    smmu.attach(0x18, &SPACE, &mut arena).unwrap();
+}
+
+#[test]
+#[rustfmt::skip]
+fn the_stream_table_has_the_shape_that_fits() {
+    let cases = [
+        // SIDSIZE, wanted,     2-level,  LOG2SIZE, SPLIT
+        (16,        0x1_0000,   1,        16,       Some(6)),
+        (16,        0x1_0000,   0,        16,       None),
+        (16,        0x100,      1,        8,        None),
+        (16,        0x101,      1,        9,        Some(6)),
+        (6,         0x1_0000,   1,        6,        None),
+        (0,         0x1_0000,   1,        0,        None),
+        (32,        1 << 24,    1,        24,       Some(8)),
+        (32,        1 << 32,    1,        27,       Some(10)),
+    ];
+    for (bits, wanted, two_level, log2, split) in cases {
+        let kind = Fake {
+            idr0: NESTED.idr0 & !(3 << 27) | two_level << 27, idr1: NESTED.idr1 & !0x3f | bits, ..NESTED
+        };
+        let mut arena = Arena::new(0x100_0000);
+        let model = Model::new(kind, &arena);
+        let mut smmu = Smmu::new(&model, wanted, &mut arena).unwrap();
+        let config = model.registers.read32(0x88);
+        assert_eq!(config & 0x3f, log2, "{bits} {wanted:#x}");
+        assert_eq!((config >> 16 == 1).then_some(config >> 6 & 0x1f), split, "{bits} {wanted:#x}");
+        let last = u32::try_from((1u64 << log2) - 1).unwrap();
+        smmu.attach(last, &SPACE, &mut arena).unwrap();
+        assert!(model.entry(last).is_some_and(|entry| entry[0] == 0xd));
+        if last > 0 {
+            assert!(model.entry(0).is_none_or(|entry| entry[0] == 1));
+        }
+    }
+}
+
+#[test]
+fn without_coherency_nothing_is_cacheable() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(
+        Fake {
+            idr0: NESTED.idr0 & !(1 << 4),
+            ..NESTED
+        },
+        &arena,
+    );
+    let smmu = started(&model, &mut arena);
+    assert_eq!(smmu.coherency(), Coherency::Software);
+    assert_eq!(model.registers.read32(0x28), 0);
+}
+
+#[test]
+fn invalidation_uses_ranges_where_there_are_any() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(NESTED, &arena);
+    let mut smmu = started(&model, &mut arena);
+    codes(&model);
+    smmu.invalidate(7, Ipa::new(0x4000_0000), 2 << 20).unwrap();
+    // NUM 0, SCALE 9; TG 1.
+    assert_eq!(model.inner.borrow().log, [[0x7_0090_002a, 0x4000_0400]]);
+    codes(&model);
+
+    let model = Model::new(
+        Fake {
+            idr3: 0,
+            slow: true,
+            ..NESTED
+        },
+        &arena,
+    );
+    let mut smmu = started(&model, &mut arena);
+    codes(&model);
+    smmu.invalidate(7, Ipa::new(0x4000_0fff), 2).unwrap();
+    assert_eq!(
+        model.inner.borrow().log,
+        [[0x7_0000_002a, 0x4000_0000], [0x7_0000_002a, 0x4000_1000]]
+    );
+    codes(&model);
+    smmu.invalidate(7, Ipa::new(0x4000_0000), 2 << 20).unwrap();
+    assert_eq!(model.inner.borrow().log, [[0x7_0000_0028, 0]]);
+    smmu.invalidate(7, Ipa::new(u64::MAX), 2).unwrap();
+    assert_eq!(codes(&model), [0x28, 0x28]);
+}
+
+#[test]
+fn the_command_queue_wraps_and_fills_up() {
+    for (slow, bits) in [(false, 19), (true, 19), (false, 1), (true, 1), (true, 0)] {
+        let mut arena = Arena::new(0x40_0000);
+        let idr1 = NESTED.idr1 & !(0x1f << 21) | bits << 21;
+        let model = Model::new(
+            Fake {
+                idr1,
+                idr3: 0,
+                slow,
+                ..NESTED
+            },
+            &arena,
+        );
+        let mut smmu = started(&model, &mut arena);
+        codes(&model);
+        for _ in 0..20 {
+            smmu.invalidate(7, Ipa::new(0), 64 << 12).unwrap();
+        }
+        assert_eq!(codes(&model), [0x2a; 20 * 64]);
+    }
+}
+
+#[test]
+fn a_refused_command_is_an_error_and_the_queue_goes_on() {
+    for slow in [false, true] {
+        let mut arena = Arena::new(0x40_0000);
+        let model = Model::new(Fake { slow, ..NESTED }, &arena);
+        let mut smmu = started(&model, &mut arena);
+        model.inner.borrow_mut().illegal.push(0x28);
+        let refused = Err(Error::Rejected {
+            command: 0x28,
+            reason: 1,
+        });
+        assert_eq!(smmu.invalidate_all(7), refused);
+        assert_eq!(smmu.invalidate_all(7), refused);
+        model.inner.borrow_mut().illegal.clear();
+        // CMDQ_CONS.ERR stays, and means nothing any more.
+        assert_ne!(model.registers.read32(CMDQ_CONS) >> 24, 0);
+        assert_eq!(smmu.invalidate_all(7), Ok(()));
+        assert_eq!(smmu.global_errors(), None);
+    }
+}
+
+#[test]
+fn what_fails_half_way_leaves_the_stream_refused() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(STAGE1, &arena);
+    let mut smmu = started(&model, &mut arena);
+    model.inner.borrow_mut().illegal.push(0x03);
+    let refused = Err(Error::Rejected {
+        command: 0x03,
+        reason: 1,
+    });
+    assert_eq!(smmu.attach(0x18, &SPACE, &mut arena), refused);
+    assert!(!smmu.is_attached(0x18));
+    assert_eq!(model.fetch(0x18), Some([1, 0, 0, 0, 0, 0, 0, 0]));
+    model.inner.borrow_mut().illegal.clear();
+    let before = arena.taken();
+    smmu.attach(0x18, &SPACE, &mut arena).unwrap();
+    assert_eq!(arena.taken(), before);
+    // What a failed detach left in the caches is not forgotten by us.
+    model.inner.borrow_mut().illegal.push(0x11);
+    assert!(smmu.detach(0x18, &mut arena).is_err());
+    assert!(smmu.detach(0x18, &mut arena).is_err());
+    assert_eq!(
+        smmu.attach(0x18, &SPACE, &mut arena),
+        Err(Error::Attached(0x18))
+    );
+    model.inner.borrow_mut().illegal.clear();
+    smmu.detach(0x18, &mut arena).unwrap();
+    assert_eq!(arena.taken(), before - stream::CONTEXT_BYTES);
+}
+
+#[test]
+fn an_smmu_that_stops_answering_is_an_error_each_time() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(NESTED, &arena);
+    let mut smmu = started(&model, &mut arena);
+    model.registers.preset32(0x20, 0); // it takes no commands any more
+    assert_eq!(smmu.invalidate_all(7), Err(Error::Timeout));
+    for _ in 0..2 {
+        assert_eq!(smmu.attach(0x18, &SPACE, &mut arena), Err(Error::Timeout));
+    }
+    assert_eq!(model.fetch(0x18), Some([1, 0, 0, 0, 0, 0, 0, 0]));
+}
+
+#[test]
+fn events_come_in_order_through_wraps() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(NESTED, &arena);
+    let mut smmu = started(&model, &mut arena);
+    let event = |n: u64| [0x18_0000_0010, 0x0280_0000_0000, n << 12, n << 12];
+    let mut next = 0;
+    for _ in 0..7 {
+        for n in next..next + 1000 {
+            assert!(model.record(event(n)));
+        }
+        for n in next..next + 1000 {
+            assert_eq!(smmu.next_event(), Some(Event::new(event(n))));
+        }
+        assert_eq!(smmu.next_event(), None);
+        next += 1000;
+    }
+    assert_eq!(smmu.overflows(), 0);
+}
+
+#[test]
+fn an_overflow_is_counted_and_acknowledged() {
+    let mut arena = Arena::new(0x40_0000);
+    let idr1 = NESTED.idr1 & !(0x1f << 16) | 2 << 16;
+    let model = Model::new(Fake { idr1, ..NESTED }, &arena);
+    let mut smmu = started(&model, &mut arena);
+    for round in 1..=3 {
+        let recorded = (0..10).filter(|n| model.record([0x10, 0, *n, 0])).count();
+        assert_eq!(recorded, 4);
+        let addresses: Vec<u64> = smmu.events().map(|event| event.words()[2]).collect();
+        assert_eq!(addresses, [0, 1, 2, 3]);
+        assert_eq!(smmu.overflows(), round);
+    }
+}
+
+#[test]
+fn global_errors_are_told_once() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(NESTED, &arena);
+    model.registers.preset32(GERROR, 0x1); // left by firmware
+    let mut smmu = started(&model, &mut arena);
+    assert_eq!(smmu.global_errors(), None);
+    model.registers.preset32(GERROR, 0x1 | 1 << 2);
+    let lost = GlobalErrors {
+        events_lost: true,
+        service_failure: false,
+        bits: 4,
+    };
+    assert_eq!(smmu.global_errors(), Some(lost));
+    assert_eq!(smmu.global_errors(), None);
+    model.registers.preset32(GERROR, 0x1 | 1 << 8);
+    let failed = GlobalErrors {
+        events_lost: true,
+        service_failure: true,
+        bits: 0x104,
+    };
+    assert_eq!(smmu.global_errors(), Some(failed));
+    assert_eq!(model.registers.read32(GERRORN), 0x101);
+}
+
+#[test]
+fn interrupts_are_turned_on_when_they_are_wanted() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(
+        Fake {
+            idr0: NESTED.idr0 | 1 << 13,
+            ..NESTED
+        },
+        &arena,
+    );
+    model.registers.preset32(0x68, 0x0808_0040);
+    let mut smmu = started(&model, &mut arena);
+    assert_eq!(model.registers.read32(0x68), 0);
+    assert_eq!(model.registers.read32(0x50), 0);
+    smmu.enable_interrupts().unwrap();
+    assert_eq!(model.registers.read32(0x50), 0b101);
+}
