@@ -152,6 +152,16 @@ pub fn init_cpu() {
     synchronize();
 }
 
+/// Does what is missing for interrupts to reach this vCPU.
+pub fn ensure_ready() {
+    if distributor().read32(reg::CTLR) & ENABLE_GROUP1 == 0 {
+        init_distributor();
+    }
+    if read_sysreg!("icc_igrpen1_el1") & 1 == 0 {
+        init_cpu();
+    }
+}
+
 fn wait(gicd: &Window) {
     while gicd.read32(reg::CTLR) & RWP != 0 {
         core::hint::spin_loop();
@@ -203,6 +213,11 @@ pub fn disable(intid: u32) {
             core::hint::spin_loop();
         }
     }
+}
+
+/// Tells whether an interrupt is let through.
+pub fn is_enabled(intid: u32) -> bool {
+    get(reg::ISENABLER, intid)
 }
 
 /// Makes an interrupt pending.

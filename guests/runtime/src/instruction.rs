@@ -90,7 +90,28 @@ pub unsafe fn execute(instruction: u32, registers: &mut [u64; 18]) -> Result<(),
         *ready = true;
     }
     // SAFETY: the page is ours alone (the lock), writable, and 4 KiB long; the barriers make the
-    // vCPU fetch what was written.
+    // vCPU fetch what was written. All vCPUs fetch the same, so what is there already can stay.
+    unsafe {
+        if (page as *const u32).read_volatile() != instruction {
+            write(page, instruction);
+        }
+    }
+    // SAFETY: the caller answers for the instruction; the code around it keeps to the C convention.
+    let syndrome = unsafe { execute_scratch(registers, page) };
+    if syndrome == 0 {
+        Ok(())
+    } else {
+        Err(Fault::new(syndrome))
+    }
+}
+
+/// Writes an instruction and a return to the page, and makes them what is fetched.
+///
+/// # Safety
+///
+/// `page` is the scratch page, and the caller holds its lock.
+unsafe fn write(page: usize, instruction: u32) {
+    // SAFETY: the caller's promise.
     unsafe {
         (page as *mut u32).write_volatile(instruction);
         (page as *mut u32).add(1).write_volatile(RET);
@@ -103,12 +124,5 @@ pub unsafe fn execute(instruction: u32, registers: &mut [u64; 18]) -> Result<(),
             page = in(reg) page,
             options(nostack),
         );
-    }
-    // SAFETY: the caller answers for the instruction; the code around it keeps to the C convention.
-    let syndrome = unsafe { execute_scratch(registers, page) };
-    if syndrome == 0 {
-        Ok(())
-    } else {
-        Err(Fault::new(syndrome))
     }
 }

@@ -173,13 +173,26 @@ probe_start:
     probe probe_write_2, strh w1, [x0]
     probe probe_write_4, str  w1, [x0]
     probe probe_write_8, str  x1, [x0]
-    probe probe_read_post_index, ldr w2, [x0], #4
     probe probe_write_pre_index, str w1, [x0, #4]!
-    probe probe_read_pair, ldp w2, w3, [x0]
-    probe probe_write_pair, stp x1, x1, [x0]
+    probe probe_write_pair, stp w1, w1, [x0]
     probe probe_read_exclusive, ldxr w0, [x0]
     probe probe_read_simd, .inst 0x3dc00000     // ldr q0, [x0]
     probe probe_zero_block, dc zva, x0
+    .global probe_read_post_index, probe_read_pair
+probe_read_post_index:
+    mov     x16, xzr
+    mov     x3, x0
+    ldr     w2, [x3], #4
+    sub     x3, x3, x0              // 4, if the base moved on as it should
+    orr     x0, x2, x3, lsl #32
+    mov     x1, x16
+    ret
+probe_read_pair:
+    mov     x16, xzr
+    ldp     w2, w3, [x0]
+    orr     x0, x2, x3, lsl #32
+    mov     x1, x16
+    ret
 probe_end:
     "#
 );
@@ -211,7 +224,7 @@ pub enum Odd {
     PreIndexStore,
     /// A load of two words.
     PairLoad,
-    /// A store of two double words.
+    /// A store of two words.
     PairStore,
     /// An exclusive load.
     Exclusive,
@@ -266,7 +279,10 @@ impl Window {
     }
 
     /// Makes an odd access at `offset`, with zeros where it stores.
-    pub fn probe_odd(&self, offset: usize, odd: Odd) -> Result<(), Fault> {
+    ///
+    /// A pair is returned with the first word in the low half; a post-indexed load with how far the
+    /// base moved in the high half.
+    pub fn probe_odd(&self, offset: usize, odd: Odd) -> Result<u64, Fault> {
         // DC ZVA is the widest: it clears an aligned block of at most 2 KiB.
         let bytes = if odd == Odd::ZeroBlock { 2048 } else { 16 };
         let address = self.at(offset, bytes);
@@ -282,6 +298,6 @@ impl Window {
                 Odd::ZeroBlock => probe_zero_block(address),
             }
         };
-        probed.result().map(|_| ())
+        probed.result()
     }
 }

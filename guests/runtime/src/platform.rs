@@ -151,6 +151,15 @@ impl Platform {
         Ok(platform)
     }
 
+    /// Returns the command line.
+    pub fn arguments(&self) -> &'static str {
+        let chosen = get().tree.find("/chosen");
+        let property = chosen.and_then(|node| node.property("bootargs"));
+        property
+            .and_then(|property| property.string().ok())
+            .unwrap_or("")
+    }
+
     /// Returns the modules that this domain was granted.
     pub fn modules(&self) -> Result<Vec<Module>, Malformed<'_>> {
         let read = |node: Node<'static>| {

@@ -1,5 +1,7 @@
 //! The generic timer: the counter, and the two timers of EL1.
 
+use crate::{exception, gic};
+
 /// A timer that EL1 has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
@@ -104,13 +106,24 @@ pub fn wait_until(milliseconds: u64, mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Waits in WFI until `milliseconds` have passed. The virtual timer is used, with its interrupt
-/// masked in the timer's place: IRQs may stay masked, since a pending interrupt ends WFI all the same.
+/// Waits in WFI until `milliseconds` have passed, with the virtual timer.
+///
+/// IRQs are held back meanwhile, since a pending interrupt ends WFI all the same; the timer's is never
+/// acknowledged, so no handler is needed. Others are taken afterwards.
 pub fn sleep(milliseconds: u64) {
+    let intid = Timer::Virtual.intid();
     let end = now() + ticks(milliseconds);
-    Timer::Virtual.set(end);
-    while now() < end {
-        crate::cpu::wait_for_interrupt();
-    }
-    Timer::Virtual.stop();
+    gic::ensure_ready();
+    let was_enabled = gic::is_enabled(intid);
+    exception::without_irqs(|| {
+        gic::enable(intid);
+        Timer::Virtual.set(end);
+        while now() < end {
+            crate::cpu::wait_for_interrupt();
+        }
+        Timer::Virtual.stop();
+        if !was_enabled {
+            gic::disable(intid);
+        }
+    });
 }

@@ -1,19 +1,8 @@
-//! Tests from inside a domain.
+//! The `selftest` guest: see `programs::selftest`.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
-runtime::entry!(main);
-
-#[cfg(target_os = "none")]
-fn main(platform: &'static runtime::platform::Platform) {
-    runtime::println!(
-        "memory {:#x?} cpus {:?} its {:?}",
-        platform.memory,
-        platform.cpus,
-        platform.its
-    );
-    runtime::println!("{:#x?}", platform.host_bridge);
-}
+runtime::entry!(programs::selftest::main);
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

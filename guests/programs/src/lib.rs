@@ -1,0 +1,27 @@
+//! Bare-metal guests: device models, tests and benchmarks.
+//!
+//! Each module is one program, and each has a binary of its name in `src/bin`, which the runtime
+//! enters. They are built for `aarch64-unknown-none-softfloat` only; on the host there is nothing.
+#![no_std]
+
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+pub mod bench;
+#[cfg(target_os = "none")]
+pub mod edu;
+#[cfg(target_os = "none")]
+pub mod hostile;
+#[cfg(target_os = "none")]
+pub mod neighbour;
+#[cfg(target_os = "none")]
+pub mod nobridge;
+#[cfg(target_os = "none")]
+mod pci;
+#[cfg(target_os = "none")]
+mod random;
+#[cfg(target_os = "none")]
+pub mod selftest;
+#[cfg(target_os = "none")]
+pub mod virtio_blk;
