@@ -10,6 +10,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::emulated::{HEADER_TYPE, MULTI_FUNCTION};
 use crate::{BarIndex, ConfigAccess, MemoryMap, Sbdf, ecam};
 
 /// Functions that a bus can have.
@@ -200,6 +201,19 @@ impl<V: Copy + Eq> Bus<V> {
             .is_some_and(|rest| rest.iter().any(Option::is_some))
     }
 
+    /// Returns `answer`, which a device model gave to a read, with the multi-function bit set if the
+    /// read covers it and the bus wants it there: a device model knows its own functions only.
+    #[must_use]
+    pub fn with_multi_function(&self, access: ConfigAccess, answer: u32) -> u32 {
+        let sbdf = access.sbdf();
+        let covered = access.offset().dword() == HEADER_TYPE && sbdf.function() == 0;
+        if covered && self.is_multi_function(sbdf) {
+            answer | access.extract(MULTI_FUNCTION)
+        } else {
+            answer
+        }
+    }
+
     fn functions(&self, sbdf: Sbdf) -> Option<&Functions<V>> {
         if sbdf.segment() != self.segment {
             return None;
@@ -287,6 +301,26 @@ mod tests {
         assert_eq!(bus.route(zero), None);
         assert!(!bus.is_multi_function(zero));
         assert_eq!(bus.remove(five), None);
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn function_0_of_a_device_model_says_that_there_are_others() {
+        let mut bus = Bus::new(0, 0, 0).unwrap();
+        bus.insert(name("00:01.0"), Owner::<u8>::Ioreq(1)).unwrap();
+        let header = 0x8000_u64;
+        let read = |bus: &Bus<u8>, offset, bytes| {
+            bus.with_multi_function(bus.decode(header + offset, bytes).unwrap(), 0)
+        };
+        assert_eq!(read(&bus, 0x0e, 1), 0);
+        bus.insert(name("00:01.4"), Owner::Ioreq(2)).unwrap();
+        let cases = [
+            (0x0c, 4, 0x0080_0000), (0x0e, 2, 0x80), (0x0e, 1, 0x80), (0x0c, 2, 0), (0x0d, 1, 0),
+            (0x0f, 1, 0), (0x10, 4, 0), (0x400c, 4, 0),
+        ];
+        for (offset, bytes, expected) in cases {
+            assert_eq!(read(&bus, offset, bytes), expected, "{offset:#x} {bytes}");
+        }
     }
 
     #[test]

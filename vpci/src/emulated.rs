@@ -9,7 +9,10 @@ use crate::register::Register;
 /// Dwords of a type 0 header. The rest of their config space reads as zero.
 const DWORDS: usize = 16;
 
-/// Bit of the dword at 0x0c that says there are functions besides function 0.
+/// The dword that holds Header Type.
+pub(crate) const HEADER_TYPE: usize = 3;
+
+/// Its bit that says there are functions besides function 0.
 pub(crate) const MULTI_FUNCTION: u32 = 1 << 23;
 
 /// What tells one emulated function from another.

@@ -1,0 +1,447 @@
+//! What is made of a physical function: what is shown of it, and what is refused.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use vpci::{
+    BarIndex, BarInfo, BarKind, BuildError, BusAddress, Change, ConfigAccess, Effect, Function,
+    Message, Msi, Offset, PAGE, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
+};
+
+const DOORBELL: u64 = 0x0809_0040;
+
+/// Config space of a device, in dwords. It takes no writes but those of error bits.
+struct Space(RefCell<Vec<u32>>);
+
+impl PhysicalConfig for Space {
+    fn read(&self, offset: Offset, size: Size) -> u32 {
+        self.0.borrow()[offset.dword()] >> offset.shift() & size.mask()
+    }
+
+    fn write(&self, offset: Offset, size: Size, value: u32) {
+        let ones = (value & size.mask()) << offset.shift();
+        self.0.borrow_mut()[offset.dword()] &= !ones;
+    }
+}
+
+/// An endpoint with a capability list that starts at 0x40, and `more`.
+fn space(more: &[(u16, u32)]) -> Space {
+    let mut dwords = vec![0; 1024];
+    for &(offset, value) in [(0x00, 0x5678_1234), (0x04, 0x0010_0000), (0x34, 0x40)]
+        .iter()
+        .chain(more)
+    {
+        dwords[usize::from(offset / 4)] = value;
+    }
+    Space(RefCell::new(dwords))
+}
+
+fn bar(index: u8, kind: BarKind, size: u64) -> BarInfo {
+    let index = BarIndex::new(index).unwrap();
+    let host = 0x80_0000_0000 | u64::from(index.get()) << 32;
+    BarInfo {
+        index,
+        kind,
+        prefetchable: false,
+        size,
+        host,
+    }
+}
+
+fn build(
+    space: Space,
+    bars: &[BarInfo],
+    position: Position,
+    pin: Pin,
+) -> Result<Function<Space>, BuildError> {
+    let doorbell = BusAddress::new(DOORBELL);
+    Function::new(
+        space,
+        &Setup {
+            bars,
+            doorbell,
+            position,
+            pin,
+        },
+    )
+}
+
+fn access(offset: u16, size: Size) -> ConfigAccess {
+    ConfigAccess::new(Sbdf::from_rid(0, 8), Offset::new(offset).unwrap(), size).unwrap()
+}
+
+fn dword(function: &Function<Space>, offset: u16) -> u32 {
+    function.read(access(offset, Size::Four))
+}
+
+fn write(function: &mut Function<Space>, offset: u16, value: u32) -> Vec<Effect> {
+    let change = function.write(access(offset, Size::Four), value);
+    let effects: Vec<_> = std::iter::from_fn(|| function.next_effect()).collect();
+    assert!(change == Change::Effects || effects.is_empty());
+    effects
+}
+
+#[test]
+#[rustfmt::skip]
+fn what_cannot_be_passed_through_is_refused() {
+    use BarKind::{Io, Memory32, Memory64};
+    let index = |bar| BarIndex::new(bar).unwrap();
+    let memory = &[bar(0, Memory32, 0x4000), bar(1, Io, 0x4000)][..];
+    type Case<'a> = (&'a str, &'a [(u16, u32)], &'a [BarInfo], BuildError);
+    let cases: &[Case<'_>] = &[
+        ("absent",         &[(0, 0xffff_ffff)],   &[], BuildError::Absent),
+        ("VF",             &[(0, 0x1234_ffff)],   &[], BuildError::Absent),
+        ("bridge",         &[(0x0c, 0x0001_0000)], &[], BuildError::HeaderLayout(1)),
+        ("multi bridge",   &[(0x0c, 0x0081_0000)], &[], BuildError::HeaderLayout(1)),
+        ("odd size",       &[], &[bar(0, Memory32, 0x3000)], BuildError::Bar(index(0))),
+        ("twice",          &[], &[bar(1, Memory32, 0x1000), bar(1, Memory32, 0x1000)], BuildError::Bar(index(1))),
+        ("in a pair",      &[], &[bar(1, Memory64, 0x1000), bar(2, Memory32, 0x1000)], BuildError::Bar(index(2))),
+        ("around one",     &[], &[bar(2, Memory32, 0x1000), bar(1, Memory64, 0x1000)], BuildError::Bar(index(1))),
+        ("no upper half",  &[], &[bar(5, Memory64, 0x1000)], BuildError::Bar(index(5))),
+        ("table nowhere",  &[(0x40, 0x11), (0x44, 0x2), (0x48, 0x1000)], memory, BuildError::Msix),
+        ("table in I/O",   &[(0x40, 0x11), (0x44, 0x1), (0x48, 0x1000)], memory, BuildError::Msix),
+        ("table past end", &[(0x40, 0x0001_0011), (0x44, 0x3ff0), (0x48, 0)], memory, BuildError::Msix),
+        ("PBA past end",   &[(0x40, 0x0041_0011), (0x44, 0), (0x48, 0x3ff8)], memory, BuildError::Msix),
+        ("PBA nowhere",    &[(0x40, 0x11), (0x44, 0), (0x48, 0x7)], memory, BuildError::Msix),
+        ("one on another", &[(0x40, 0x0001_0011), (0x44, 0x100), (0x48, 0x118)], memory, BuildError::Msix),
+        ("and reversed",   &[(0x40, 0x07ff_0011), (0x44, 0x100), (0x48, 0x0f8)], memory, BuildError::Msix),
+    ];
+    for (what, dwords, bars, error) in cases {
+        let got = build(space(dwords), bars, Position::RootBus, Pin::Hidden).map(drop);
+        assert_eq!(got, Err(*error), "{what}");
+        assert!(!error.to_string().is_empty());
+    }
+    assert!(!BuildError::NoMemory.to_string().is_empty());
+}
+
+#[test]
+#[rustfmt::skip]
+fn the_port_type_is_that_of_the_guests_bus() {
+    use Position::{BelowPort, RootBus};
+    let cases = [
+        // physical, position, shown (version 2, link capabilities)
+        (0x0002,  RootBus,     Some((0x0092, false))),
+        (0x0012,  RootBus,     Some((0x0092, false))),
+        (0x0092,  RootBus,     Some((0x0092, false))),
+        (0x0002,  BelowPort,   Some((0x0002, true))),
+        (0x0012,  BelowPort,   Some((0x0012, true))),
+        (0x0092,  BelowPort,   Some((0x0002, false))),
+        (0x0042,  RootBus,     None), // a root port
+        (0x00a2,  RootBus,     None), // an event collector
+    ];
+    for (physical, position, shown) in cases {
+        let space = space(&[(0x40, physical << 16 | 0x10), (0x4c, 0x0047_3c12), (0x50, 0x1012_0003)]);
+        let function = build(space, &[], position, Pin::Hidden).unwrap();
+        let listed = function.read(access(0x34, Size::One)) == 0x40;
+        assert_eq!(listed, shown.is_some(), "{physical:#x}");
+        let Some((header, link)) = shown else { continue };
+        assert_eq!(dword(&function, 0x40), header << 16 | 0x10, "{physical:#x} {position:?}");
+        assert_eq!(dword(&function, 0x4c), if link { 0x0043_3012 } else { 0 }, "no ASPM");
+        assert_eq!(dword(&function, 0x50), if link { 0x1012_0000 } else { 0 });
+    }
+}
+
+/// Version 1 of the capability is shorter, and what follows it is another structure.
+#[test]
+#[rustfmt::skip]
+fn version_1_ends_early() {
+    for (kind, size) in [(0x0091, 0x0c), (0x0001, 0x14)] {
+        let next = 0x40 + size;
+        let pm = u32::from(next);
+        let space = space(&[(0x40, kind << 16 | pm << 8 | 0x10), (next, 0x0003_0001), (next + 4, 0)]);
+        let function = build(space, &[], Position::RootBus, Pin::Hidden).unwrap();
+        assert_eq!(dword(&function, next), 0x0003_0001, "{kind:#x}");
+        assert_eq!(dword(&function, 0x40) >> 8 & 0xff, pm);
+    }
+}
+
+#[test]
+fn capabilities_that_have_no_room_are_left_out() {
+    type Case<'a> = (&'a str, &'a [(u16, u32)], &'a [u32]);
+    let cases: &[Case<'_>] = &[
+        (
+            "past the end",
+            &[(0x40, 0xf801_0001 | 0xf8 << 8), (0xf8, 0x0092_0010)],
+            &[0x40],
+        ),
+        (
+            "on another",
+            &[
+                (0x40, 0x0003_4401),
+                (0x44, 0x0003_5001),
+                (0x50, 0x0080_0005),
+            ],
+            &[0x40, 0x50],
+        ),
+        (
+            "overlapping",
+            &[(0x40, 0x0080_4805), (0x48, 0x0003_0001)],
+            &[0x40],
+        ),
+        (
+            "second of a kind",
+            &[(0x40, 0x0003_5001), (0x50, 0x0003_6001), (0x60, 5)],
+            &[0x40, 0x60],
+        ),
+        (
+            "second MSI",
+            &[(0x40, 0x0000_6005), (0x60, 0x0000_0005)],
+            &[0x40],
+        ),
+        (
+            "second PCIe",
+            &[(0x40, 0x0092_8010), (0x80, 0x0092_0010)],
+            &[0x40],
+        ),
+        (
+            "second MSI-X",
+            &[(0x40, 0x8011), (0x48, 0x800), (0x80, 0x11)],
+            &[0x40],
+        ),
+    ];
+    for (what, dwords, expected) in cases {
+        let bars = [bar(0, BarKind::Memory32, 0x1000)];
+        let function = build(space(dwords), &bars, Position::RootBus, Pin::Hidden).unwrap();
+        let mut chain = vec![];
+        let mut at = dword(&function, 0x34);
+        while at != 0 {
+            chain.push(at);
+            at = dword(&function, u16::try_from(at).unwrap()) >> 8 & 0xff;
+        }
+        assert_eq!(&chain, expected, "{what}");
+    }
+}
+
+#[test]
+fn msi_without_masks_or_upper_address_is_shorter() {
+    let mut function = build(
+        space(&[(0x40, 0x0000_0005)]),
+        &[],
+        Position::RootBus,
+        Pin::Hidden,
+    )
+    .unwrap();
+    let address = u32::try_from(DOORBELL).unwrap();
+    assert_eq!(write(&mut function, 0x44, address | 3), []);
+    assert_eq!(dword(&function, 0x44), address);
+    assert_eq!(write(&mut function, 0x48, 0xffff_0007), []);
+    assert_eq!(dword(&function, 0x48), 7);
+    assert_eq!(write(&mut function, 0x4c, 0xffff_ffff), []);
+    assert_eq!(dword(&function, 0x4c), 0);
+    let message = Message::Live { data: 7 };
+    assert_eq!(
+        write(&mut function, 0x40, 1 << 16),
+        [Effect::Msi(Msi {
+            message,
+            vectors: 1,
+            mask: 0
+        })]
+    );
+    // With masks: one vector, so one mask bit.
+    let mut function = build(
+        space(&[(0x40, 0x0100_0005)]),
+        &[],
+        Position::RootBus,
+        Pin::Hidden,
+    )
+    .unwrap();
+    assert_eq!(write(&mut function, 0x4c, u32::MAX), []);
+    assert_eq!(dword(&function, 0x4c), 1);
+}
+
+#[test]
+fn an_interrupt_pin_is_shown_where_it_is_routed() {
+    let dwords = [(0x04, 0x0018_0000), (0x3c, 0xff01_02ff)];
+    let mut function = build(space(&dwords), &[], Position::RootBus, Pin::Shown).unwrap();
+    assert_eq!(dword(&function, 0x3c), 0x0200);
+    assert_eq!(
+        function.read(access(0x06, Size::Two)),
+        0x0008,
+        "interrupt status, no list"
+    );
+    assert_eq!(
+        write(&mut function, 0x04, 0x0400),
+        [Effect::Intx { enabled: false }]
+    );
+    assert_eq!(
+        write(&mut function, 0x04, 0x0404),
+        [Effect::BusMaster { enabled: true }]
+    );
+    assert_eq!(write(&mut function, 0x04, 0x0000).len(), 2);
+    let function = build(space(&dwords), &[], Position::RootBus, Pin::Hidden).unwrap();
+    assert_eq!(dword(&function, 0x3c), 0);
+    assert_eq!(function.read(access(0x06, Size::Two)), 0);
+}
+
+#[test]
+fn the_serial_number_is_found_wherever_it_is() {
+    let express = (0x40, 0x0092_0010);
+    let serial = |at: u16| {
+        [
+            (at, 0x0001_0003),
+            (at + 4, 0x1111_1111),
+            (at + 8, 0x2222_2222),
+        ]
+    };
+    let first: Vec<_> = [express].into_iter().chain(serial(0x100)).collect();
+    let later: Vec<_> = [express, (0x100, 0x7f01_0001)]
+        .into_iter()
+        .chain(serial(0x7f0))
+        .collect();
+    let outside = [express, (0x100, 0xff81_0001), (0xff8, 0x0001_0003)];
+    let conventional = serial(0x100);
+    #[rustfmt::skip]
+    let cases: [(&str, &[_], u32, u16); 4] = [
+        ("first",        &first,        0x0001_0003, 0x100),
+        ("later",        &later,        0x7f00_0000, 0x7f0),
+        ("cut short",    &outside,      0,           0),
+        ("conventional", &conventional, 0,           0),
+    ];
+    for (what, dwords, header, at) in cases {
+        let function = build(space(dwords), &[], Position::RootBus, Pin::Hidden).unwrap();
+        assert_eq!(dword(&function, 0x100), header, "{what}");
+        if at != 0 {
+            let found = [0, 4, 8].map(|offset| dword(&function, at + offset));
+            assert_eq!(found, [0x0001_0003, 0x1111_1111, 0x2222_2222], "{what}");
+        }
+    }
+}
+
+#[test]
+fn pages_of_a_bar_leave_out_those_of_msix() {
+    let mapped = |table: u32, pending: u32, vectors: u32, size: u64| {
+        let dwords = [
+            (0x40, (vectors - 1) << 16 | 0x11),
+            (0x44, table),
+            (0x48, pending),
+        ];
+        let bars = [
+            bar(0, BarKind::Memory64, size),
+            bar(2, BarKind::Memory32, 0x2000),
+        ];
+        let function = build(space(&dwords), &bars, Position::RootBus, Pin::Hidden).unwrap();
+        assert_eq!(
+            function
+                .msix_layout()
+                .map(|layout| u32::from(layout.vectors)),
+            Some(vectors)
+        );
+        let pages = function.pages(BarIndex::new(0).unwrap());
+        pages
+            .map(|pages| {
+                assert_eq!(pages.host, 0x80_0000_0000 + pages.offset);
+                (pages.offset / PAGE, pages.size / PAGE)
+            })
+            .collect::<Vec<_>>()
+    };
+    #[rustfmt::skip]
+    let cases = [
+        // table,  pending, vectors, size,    page and number of pages
+        (0x0000,   0x0800,  1,       0x4000,  vec![(1, 3)]),
+        (0x2000,   0x3000,  65,      0x4000,  vec![(0, 2)]),
+        (0x1000,   0x3000,  1,       0x8000,  vec![(0, 1), (2, 1), (4, 4)]),
+        (0x3000,   0x1000,  1,       0x8000,  vec![(0, 1), (2, 1), (4, 4)]),
+        (0x0ff0,   0x7ff8,  2,       0x8000,  vec![(2, 5)]),         // across a page
+        (0x0002,   0x1002,  1,       0x4000,  vec![(0, 4)]),         // in another BAR
+        (0x0000,   0x8000,  2048,    0x10000, vec![(9, 7)]),
+        (0x0000,   0x0ff8,  1,       0x1000,  vec![]),
+    ];
+    for (table, pending, vectors, size, expected) in cases {
+        assert_eq!(
+            mapped(table, pending, vectors, size),
+            expected,
+            "{table:#x} {pending:#x}"
+        );
+    }
+}
+
+#[test]
+fn several_vectors_that_change_at_once_are_all_told() {
+    let dwords = [(0x40, 0x0007_0011), (0x44, 0), (0x48, 0x800)];
+    let bars = [bar(0, BarKind::Memory32, 0x1000)];
+    let mut function = build(space(&dwords), &bars, Position::RootBus, Pin::Hidden).unwrap();
+    let index = BarIndex::new(0).unwrap();
+    let mut store = |offset, bytes, value| {
+        let _ = function.write_bar(index, offset, bytes, value);
+    };
+    // The kernel looks only after all of them.
+    for vector in [6, 1, 3] {
+        store(vector * 16, 8, DOORBELL);
+        store(vector * 16 + 8, 4, vector);
+        store(vector * 16 + 12, 1, 0xfe);
+    }
+    let effects: Vec<_> = std::iter::from_fn(|| function.next_effect()).collect();
+    let live = |vector| Effect::MsixVector {
+        vector,
+        message: Message::Live {
+            data: vector.into(),
+        },
+    };
+    assert_eq!(effects, [live(1), live(3), live(6)]);
+    assert_eq!(function.reset(), Change::Effects);
+    let effects: Vec<_> = std::iter::from_fn(|| function.next_effect()).collect();
+    let off = |vector| Effect::MsixVector {
+        vector,
+        message: Message::Off,
+    };
+    assert_eq!(effects, [off(1), off(3), off(6)]);
+}
+
+/// Places capabilities of all kinds at random, on top of each other and anywhere.
+fn chains() -> impl Strategy<Value = Vec<(u16, u32)>> {
+    let ids = prop::sample::select(vec![1_u32, 5, 0x10, 0x11, 9, 3]);
+    let one = (0_u16..0x40, ids, any::<u32>(), any::<[u32; 3]>());
+    prop::collection::vec(one, 1..8).prop_map(|placed| {
+        let mut dwords = vec![];
+        for (at, id, header, more) in placed {
+            // The next pointer leads to any of the dwords from 0x40 on.
+            let header = header & 0xff92_fc00 | 0x4000 | id;
+            dwords.push((at * 4, header));
+            dwords.extend(
+                (1_u16..)
+                    .zip(more)
+                    .map(|(next, value)| (at * 4 + next * 4, value & 0x1ff8)),
+            );
+        }
+        dwords.retain(|&(offset, _)| offset >= 0x40);
+        dwords
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn any_chain_becomes_a_sound_one(dwords in chains(), start in 0x10_u32..0x40) {
+        let space = space(&dwords);
+        space.0.borrow_mut()[0x34 / 4] = start * 4;
+        let before = space.0.borrow().clone();
+        let bars = [bar(0, BarKind::Memory64, 0x4000_0000)];
+        let Ok(mut function) = build(space, &bars, Position::BelowPort, Pin::Hidden) else {
+            return Ok(());
+        };
+        let mut seen = BTreeSet::new();
+        let mut at = dword(&function, 0x34);
+        while at != 0 {
+            prop_assert!(at >= 0x40 && at.is_multiple_of(4) && seen.insert(at), "{:x?}", seen);
+            let header = dword(&function, u16::try_from(at).unwrap());
+            prop_assert!([1, 5, 0x10, 0x11].contains(&(header & 0xff)), "{at:#x}: {header:#x}");
+            at = header >> 8 & 0xff;
+        }
+        // Whatever is written, a reset brings the first state back, and tells of nothing twice.
+        let read = |function: &Function<Space>| -> Vec<_> {
+            (0..0x200).step_by(4).map(|offset| dword(function, offset)).collect()
+        };
+        let first = read(&function);
+        for offset in (0x08..0x200).step_by(4) {
+            let _ = write(&mut function, offset, 0x0809_0043);
+            let _ = write(&mut function, offset, 0xffff_ffff);
+        }
+        let _ = function.reset();
+        while function.next_effect().is_some() {}
+        *function.device().0.borrow_mut() = before;
+        prop_assert_eq!(read(&function), first);
+        prop_assert_eq!(function.next_effect(), None);
+    }
+}
