@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use vpci::{
-    BarIndex, BarInfo, BarKind, BuildError, BusAddress, Change, ConfigAccess, Effect, Function,
-    Message, Msi, Offset, PAGE, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
+    BarIndex, BarInfo, BarKind, BarRead, BarWrite, BuildError, BusAddress, Change, ConfigAccess,
+    Effect, Function, Message, Msi, Offset, PAGE, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
 };
 
 const DOORBELL: u64 = 0x0809_0040;
@@ -354,6 +354,67 @@ fn pages_of_a_bar_leave_out_those_of_msix() {
             "{table:#x} {pending:#x}"
         );
     }
+}
+
+#[test]
+#[rustfmt::skip]
+fn an_access_in_a_bar_is_aligned_and_inside() {
+    let bars = [bar(0, BarKind::Memory32, 0x20), bar(1, BarKind::Io, 0x20)];
+    let mut function = build(space(&[(0x34, 0)]), &bars, Position::RootBus, Pin::Hidden).unwrap();
+    let host = bars[0].host;
+    let cases = [
+        // BAR, offset, bytes, where
+        (0,     0x00,   1,     Some(host)),
+        (0,     0x1f,   1,     Some(host + 0x1f)),
+        (0,     0x1e,   2,     Some(host + 0x1e)),
+        (0,     0x1c,   4,     Some(host + 0x1c)),
+        (0,     0x18,   8,     Some(host + 0x18)),
+        (0,     0x20,   1,     None), // past the end
+        (0,     0x1f,   2,     None),
+        (0,     0x1d,   4,     None),
+        (0,     0x04,   8,     None),
+        (0,     0x00,   0,     None),
+        (0,     0x00,   3,     None),
+        (0,     0x00,   16,    None),
+        (0,     1 << 63, 8,    None),
+        (1,     0x00,   4,     None), // I/O
+        (2,     0x00,   4,     None), // no such BAR
+    ];
+    for (index, offset, bytes, host) in cases {
+        let index = BarIndex::new(index).unwrap();
+        let read = host.map_or(BarRead::Value(u64::MAX), |host| BarRead::Device { host });
+        let write = host.map_or(BarWrite::Done(Change::None), |host| BarWrite::Device { host });
+        assert_eq!(function.read_bar(index, offset, bytes), read, "{index} {offset:#x} {bytes}");
+        assert_eq!(function.write_bar(index, offset, bytes, 0), write, "{index} {offset:#x} {bytes}");
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn a_table_is_read_and_written_in_any_size() {
+    let dwords = [(0x40, 0x0001_0011), (0x44, 0), (0x48, 0x800)];
+    let bars = [bar(0, BarKind::Memory32, 0x1000)];
+    let mut function = build(space(&dwords), &bars, Position::RootBus, Pin::Hidden).unwrap();
+    let index = BarIndex::new(0).unwrap();
+    let cases = [
+        // offset, bytes, stored,                 the whole vector then
+        (0x10,     8,     0xffff_eeee_dddd_ccbb, [0xffff_eeee_dddd_ccb8, 0x0000_0001_0000_0000]),
+        (0x18,     8,     0x1234_5678_9abc_def0, [0xffff_eeee_dddd_ccb8, 0x0000_0000_9abc_def0]),
+        (0x1a,     2,     0xffff_ffff_ffff_5555, [0xffff_eeee_dddd_ccb8, 0x0000_0000_5555_def0]),
+        (0x1c,     1,     0xff,                  [0xffff_eeee_dddd_ccb8, 0x0000_0001_5555_def0]),
+        (0x17,     1,     0x00,                  [0x00ff_eeee_dddd_ccb8, 0x0000_0001_5555_def0]),
+        (0x10,     4,     0x0000_0000,           [0x00ff_eeee_0000_0000, 0x0000_0001_5555_def0]),
+    ];
+    for (offset, bytes, stored, [low, high]) in cases {
+        let _ = function.write_bar(index, offset, bytes, stored);
+        assert_eq!(function.read_bar(index, 0x10, 8), BarRead::Value(low), "{offset:#x}");
+        assert_eq!(function.read_bar(index, 0x18, 8), BarRead::Value(high), "{offset:#x}");
+        assert_eq!(function.read_bar(index, 0x00, 8), BarRead::Value(0), "the other vector");
+        assert_eq!(function.read_bar(index, 0x0c, 4), BarRead::Value(1), "the other vector");
+    }
+    assert_eq!(function.read_bar(index, 0x1a, 2), BarRead::Value(0x5555));
+    assert_eq!(function.read_bar(index, 0x11, 1), BarRead::Value(0));
+    assert_eq!(function.read_bar(index, 0x14, 4), BarRead::Value(0x00ff_eeee));
 }
 
 #[test]

@@ -295,7 +295,12 @@ fn msix_is_set_up_through_the_table() {
     assert_eq!(machine.functions[0].vectors.get(&0), Some(&0x100));
     // Pending bits are the device's, and read-only.
     assert_eq!(machine.load(base + 0x3000, 8), Err(0x1000_3000));
-    assert_eq!(machine.store(base + 0x3000, 8, 1), Ok(()));
+    assert_eq!(machine.store(base + 0x3000, 8, u64::MAX), Ok(()));
+    assert_eq!(
+        machine.load(base + 0x2000, 8),
+        Ok(DOORBELL),
+        "and so is the table beside them"
+    );
     // What else is in those pages is the device's.
     assert_eq!(machine.load(base + 0x2800, 4), Err(0x1000_2800));
     assert_eq!(machine.store(base + 0x3010, 4, 1), Err(0x1000_3010));
@@ -366,6 +371,7 @@ fn a_function_level_reset_is_asked_for_and_done_to_the_model() {
     assert_eq!(read(&machine, nvme + 0x88, 2), 0x2810);
     machine.write(e1000e + 0xe8, 2, 0xa810);
     assert_eq!(machine.functions[1].resets, 0, "it has no FLR");
+    assert_eq!(read(&machine, e1000e + 0xe8, 2), 0x2810);
     assert_eq!(read(&machine, e1000e + COMMAND, 2), MEMORY | MASTER);
 }
 
