@@ -4,20 +4,9 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-use vpci::{BusAddress, BusRange, Sbdf};
+use vpci::{BarIndex, BarInfo, BarKind, BusAddress, BusRange, Sbdf};
 
 use crate::capability::{Acs, Capabilities, Express, PortKind};
-
-/// What a BAR decodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BarKind {
-    /// I/O space: never placed.
-    Io,
-    /// Memory space below 4 GiB.
-    Memory32,
-    /// Memory space; the next BAR's register is its upper half.
-    Memory64,
-}
 
 /// Where a BAR was placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +20,9 @@ pub struct Placement {
 /// A base address register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bar {
-    /// Which: 0 to 5; the lower one of a pair.
-    pub index: u8,
-    /// What it decodes.
+    /// Which; the lower one of a pair.
+    pub index: BarIndex,
+    /// What it decodes. I/O is never placed.
     pub kind: BarKind,
     /// Whether reads have no side effects.
     pub prefetchable: bool,
@@ -41,6 +30,31 @@ pub struct Bar {
     pub size: u64,
     /// Where it is. The rest of its last page is nobody's.
     pub placement: Option<Placement>,
+}
+
+impl Bar {
+    /// Returns what has to be known to show the BAR to a guest; `None` for memory without a place.
+    pub fn info(&self) -> Option<BarInfo> {
+        let host = match (self.kind, self.placement) {
+            (_, Some(placement)) => placement.host,
+            (BarKind::Io, None) => 0,
+            (BarKind::Memory32 | BarKind::Memory64, None) => return None,
+        };
+        let Self {
+            index,
+            kind,
+            prefetchable,
+            size,
+            ..
+        } = *self;
+        Some(BarInfo {
+            index,
+            kind,
+            prefetchable,
+            size,
+            host,
+        })
+    }
 }
 
 /// A bridge between two buses, or a port.
@@ -135,7 +149,7 @@ pub enum Problem {
         /// The function.
         sbdf: Sbdf,
         /// The BAR.
-        bar: u8,
+        bar: BarIndex,
         /// Its size.
         size: u64,
     },
@@ -144,7 +158,7 @@ pub enum Problem {
         /// The function.
         sbdf: Sbdf,
         /// The BAR.
-        bar: u8,
+        bar: BarIndex,
     },
     /// A header that the specification does not know.
     BadHeader(Sbdf),
@@ -155,12 +169,9 @@ impl fmt::Display for Problem {
         match self {
             Self::NoBus(sbdf) => write!(f, "{sbdf}: no bus number is left for the bus behind it"),
             Self::NoSpace { sbdf, bar, size } => {
-                write!(
-                    f,
-                    "{sbdf}: disabled, no room for {size:#x} bytes of BAR {bar}"
-                )
+                write!(f, "{sbdf}: disabled, no room for {size:#x} bytes of {bar}")
             }
-            Self::BadBar { sbdf, bar } => write!(f, "{sbdf}: BAR {bar} is of no known kind"),
+            Self::BadBar { sbdf, bar } => write!(f, "{sbdf}: {bar} is of no known kind"),
             Self::BadHeader(sbdf) => write!(f, "{sbdf}: disabled, its header is of no known type"),
         }
     }

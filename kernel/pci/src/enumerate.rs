@@ -7,11 +7,11 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use vpci::Sbdf;
+use vpci::{BarIndex, BarKind, Sbdf};
 
 use crate::capability::{Acs, Capabilities, Express, PortKind};
 use crate::config::{ConfigSpace, Function, bridge, header};
-use crate::device::{Bar, BarKind, Bridge, Device, Header, Hierarchy, Problem};
+use crate::device::{Bar, Bridge, Device, Header, Hierarchy, Problem};
 use crate::place::{HostBridge, place};
 use crate::{OutOfMemory, push};
 
@@ -199,9 +199,9 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
     }
 
     /// Finds the sizes of a function's BARs, which it leaves at zero. Decode is off.
-    fn size_bars(&mut self, sbdf: Sbdf, count: u8) -> Result<[Option<Bar>; 6], OutOfMemory> {
+    fn size_bars(&mut self, sbdf: Sbdf, count: usize) -> Result<[Option<Bar>; 6], OutOfMemory> {
         let mut bars = [None; 6];
-        let mut indices = 0..count;
+        let mut indices = BarIndex::all().take(count);
         while let Some(index) = indices.next() {
             match size_bar(Function::new(self.config, sbdf), index, count) {
                 Ok(None) => {}
@@ -209,7 +209,7 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
                     if bar.kind == BarKind::Memory64 {
                         indices.next();
                     }
-                    if let Some(slot) = bars.get_mut(usize::from(index)) {
+                    if let Some(slot) = bars.get_mut(index.index()) {
                         *slot = Some(bar);
                     }
                 }
@@ -231,34 +231,33 @@ struct BadBar;
 /// Finds the size of a BAR by what sticks of all ones (section 7.5.1.2.1).
 fn size_bar<C: ConfigSpace + ?Sized>(
     function: Function<'_, C>,
-    index: u8,
-    count: u8,
+    index: BarIndex,
+    count: usize,
 ) -> Result<Option<Bar>, BadBar> {
     let probe = |offset| {
         function.write32(offset, u32::MAX);
         let sticks = function.read32(offset);
         function.write32(offset, 0);
-        sticks
+        (sticks, function.read32(offset))
     };
-    let offset = header::BAR0 + 4 * u16::from(index);
-    let low = probe(offset);
-    if low == 0 {
-        return Ok(None);
-    }
-    let (kind, flags, high) = match (low & 1, low >> 1 & 3) {
+    let offset = header::BAR0 + 4 * u16::from(index.get());
+    // What stays when zeros are written is the kind: functions with BARs of less than 16 bytes are
+    // known whose kind bits follow what is written.
+    let (low, flags) = probe(offset);
+    let (kind, flag_bits, high) = match (flags & 1, flags >> 1 & 3) {
         (1, _) => (BarKind::Io, 0b11, 0),
         (_, 0b00 | 0b01) => (BarKind::Memory32, 0b1111, 0),
-        (_, 0b10) if index + 1 < count => (BarKind::Memory64, 0b1111, probe(offset + 4)),
+        (_, 0b10) if index.index() + 1 < count => (BarKind::Memory64, 0b1111, probe(offset + 4).0),
         _ => return Err(BadBar),
     };
-    let sticks = u64::from(high) << 32 | u64::from(low & !flags);
+    let sticks = u64::from(high) << 32 | u64::from(low & !flag_bits);
     if sticks == 0 {
         return Ok(None);
     }
     Ok(Some(Bar {
         index,
         kind,
-        prefetchable: kind != BarKind::Io && low & 0b1000 != 0,
+        prefetchable: kind != BarKind::Io && flags & 0b1000 != 0,
         // The lowest bit that sticks.
         size: sticks & sticks.wrapping_neg(),
         placement: None,
@@ -338,7 +337,7 @@ impl Hierarchy {
         };
         function.write32(rom, 0);
         for bar in device.bars.iter().flatten() {
-            let offset = header::BAR0 + 4 * u16::from(bar.index);
+            let offset = header::BAR0 + 4 * u16::from(bar.index.get());
             let address = bar.placement.map_or(0, |placement| placement.bus.get());
             let [b0, b1, b2, b3, upper @ ..] = address.to_le_bytes();
             function.write32(offset, u32::from_le_bytes([b0, b1, b2, b3]));
@@ -369,7 +368,7 @@ impl Hierarchy {
         let function = Function::new(config, device.sbdf);
         let command = function.read16(header::COMMAND);
         let bars = device.bars.iter().flatten().all(|bar| {
-            let offset = header::BAR0 + 4 * u16::from(bar.index);
+            let offset = header::BAR0 + 4 * u16::from(bar.index.get());
             let address = bar.placement.map_or(0, |placement| placement.bus.get());
             let low =
                 u64::from(function.read32(offset) & if bar.kind == BarKind::Io { !3 } else { !15 });

@@ -24,7 +24,7 @@ mod reset;
 
 pub use capability::{Acs, Capabilities, Express, PortKind};
 pub use config::{ConfigSpace, Function};
-pub use device::{Bar, BarKind, Bridge, Device, Header, Hierarchy, Placement, Problem};
+pub use device::{Bar, Bridge, Device, Header, Hierarchy, Placement, Problem};
 pub use enumerate::enumerate;
 pub use group::{Groups, Reason};
 pub use map::{MapError, RidMap};

@@ -10,9 +10,9 @@
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-use vpci::{BusAddress, BusRange};
+use vpci::{BarKind, BusAddress, BusRange};
 
-use crate::device::{BarKind, Device, Hierarchy, Placement, Problem};
+use crate::device::{Device, Hierarchy, Placement, Problem};
 use crate::{OutOfMemory, push};
 
 /// Functions never share a page.
@@ -31,6 +31,21 @@ pub struct Window {
     pub host: u64,
     /// Whether it is for prefetchable memory only.
     pub prefetchable: bool,
+}
+
+impl Window {
+    /// Makes a window of an entry of `ranges`: its first cell, and the rest as numbers. `None` for
+    /// what is not memory, or no range (IEEE 1275 PCI bus binding, section 2.2.1.1).
+    pub fn decode(flags: u32, bus: u64, host: u64, size: u64) -> Option<Self> {
+        let is_memory = flags >> 24 & 0b10 != 0;
+        let bus = BusRange::new(BusAddress::new(bus), size).filter(|_| is_memory)?;
+        host.checked_add(size)?;
+        Some(Self {
+            bus,
+            host,
+            prefetchable: flags & 1 << 30 != 0,
+        })
+    }
 }
 
 /// A host bridge and what is its own.

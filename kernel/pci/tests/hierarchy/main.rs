@@ -4,11 +4,15 @@ mod random;
 mod simulation;
 
 use pci::{
-    BarKind, Device, Groups, Header, Hierarchy, HostBridge, Method, PortKind, Problem, Progress,
-    Reason, ResetError, RidMap, Window, enumerate,
+    Device, Groups, Header, Hierarchy, HostBridge, Method, PortKind, Problem, Progress, Reason,
+    ResetError, RidMap, Window, enumerate,
 };
 use simulation::{Machine, Node};
-use vpci::{BusAddress, BusRange, Offset, Sbdf};
+use vpci::{BarIndex, BarKind, BusAddress, BusRange, Offset, Sbdf};
+
+fn bar(index: u8) -> BarIndex {
+    BarIndex::new(index).expect("a BAR")
+}
 
 fn name(text: &str) -> Sbdf {
     text.parse().expect("a name")
@@ -191,6 +195,11 @@ fn what_a_function_is_can_be_read_off() {
     assert_eq!((port.acs.capability, port.acs.enabled), (0x5f, 0x1d));
     assert_eq!(machine.at(port.sbdf, |node| node.word(0x106)), Some(0x1d));
     let virtio = device(&found, "04:00.0");
+    let info = virtio.bars[1].and_then(|bar| bar.info()).expect("placed");
+    assert_eq!(
+        (info.index, info.kind, info.size),
+        (bar(1), BarKind::Memory32, 0x1000)
+    );
     let bar = virtio.bars[4].expect("BAR 4");
     assert_eq!(
         (bar.kind, bar.prefetchable, bar.size),
@@ -265,7 +274,7 @@ fn check_placement(machine: &Machine, found: &Hierarchy, host: &HostBridge) {
                 placement.host - window.host,
                 start - window.bus.start().get()
             );
-            let reached = Some((path.clone(), bar.index));
+            let reached = Some((path.clone(), bar.index.get()));
             for address in [start, start + size / 2, start + size - 1] {
                 assert_eq!(
                     machine.decode(address),
@@ -379,7 +388,7 @@ fn what_does_not_fit_is_left_out_alone() {
     let left_out: Vec<_> = found.problems().iter().map(ToString::to_string).collect();
     assert_eq!(left_out.len(), 3, "{left_out:?}");
     assert!(
-        left_out[0].contains("no room for 0x40000000 bytes of BAR 0"),
+        left_out[0].contains("no room for 0x40000000 bytes of BAR0"),
         "{left_out:?}"
     );
     check_placement(&machine, &found, &host());
@@ -418,6 +427,9 @@ fn strange_functions_are_survived() {
         .bar(5, 4, 0x1000)
         .bar(0, 2, 0x1000);
     strange_bars.space[0x34] = 0x40;
+    // A BAR of 16 bytes whose kind bits follow what is written: QEMU's pvpanic-pci.
+    let mut tiny = Node::endpoint(0x1b36, 0x0011, 0x088000).bar(0, 0, 16);
+    tiny.make_writable(0x10, 0xfe);
     let cardbus = Node::endpoint(1, 5, 0x060700).left(0x0e, &[2]);
     let only_second = edu();
     let machine = Machine::new(
@@ -427,11 +439,18 @@ fn strange_functions_are_survived() {
             ((2, 0), beyond),
             ((3, 0), strange_bars),
             ((4, 0), cardbus),
+            ((6, 0), tiny),
             ((5, 1), only_second), // without function 0 there is no device
         ],
     );
     let found = enumerate(&machine, &host()).expect("memory");
-    assert_eq!(found.devices().len(), 4);
+    assert_eq!(found.devices().len(), 5);
+    let tiny = device(&found, "00:06.0").bars[0].expect("BAR 0");
+    assert_eq!(
+        (tiny.kind, tiny.prefetchable, tiny.size),
+        (BarKind::Memory32, false, 16)
+    );
+
     assert_eq!(
         device(&found, "00:01.0").capabilities.msi,
         Offset::new(0x40)
@@ -446,11 +465,11 @@ fn strange_functions_are_survived() {
         [
             Problem::BadBar {
                 sbdf: name("00:03.0"),
-                bar: 1
+                bar: bar(1)
             },
             Problem::BadBar {
                 sbdf: name("00:03.0"),
-                bar: 5
+                bar: bar(5)
             },
             Problem::BadHeader(name("00:04.0")),
         ]
@@ -711,4 +730,23 @@ fn a_walk_of_an_empty_machine_is_short() {
         "{} reads",
         machine.accesses.get()
     );
+}
+
+#[test]
+#[rustfmt::skip]
+fn windows_are_memory_only() {
+    let cases = [
+        // flags,     size,     prefetchable, if it is a window
+        (0x0100_0000, 0x1_0000, None), // I/O
+        (0x0000_0000, 0x1_0000, None), // config space
+        (0x0200_0000, 0x1_0000, Some(false)),
+        (0x0300_0000, 0x1_0000, Some(false)),
+        (0x4300_0000, 0x1_0000, Some(true)),
+        (0x0200_0000, 0,        None),
+        (0x0200_0000, u64::MAX, None),
+    ];
+    for (flags, size, prefetchable) in cases {
+        let window = Window::decode(flags, 0x1000_0000, 0x6000_0000, size);
+        assert_eq!(window.map(|window| window.prefetchable), prefetchable, "{flags:#x} {size:#x}");
+    }
 }

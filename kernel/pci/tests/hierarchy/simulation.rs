@@ -108,6 +108,10 @@ impl Node {
         self
     }
 
+    pub(crate) fn make_writable(&mut self, offset: usize, bits: u8) {
+        self.writable[offset] = bits;
+    }
+
     pub(crate) fn multi_function(mut self) -> Self {
         self.space[0x0e] |= 0x80;
         self
