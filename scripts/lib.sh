@@ -49,31 +49,6 @@ raw_binary() {
     mv "$2.new" "$2"
 }
 
-# Builds the EL2 image, the bare-metal guests and the image tool:
-#
-#   target/artifacts/isthmus          the kernel
-#   target/artifacts/guests/NAME      one file per program in guests/programs
-#
-# `build_kernel NAME OPTION...` makes another form of the kernel,
-# target/artifacts/isthmus-NAME, with other features.
-build_all() {
-    local program name
-    build_kernel ""
-    (cd "$root" && cargo build --package programs --bins --target "$kernel_target" --release)
-    for program in "$root"/guests/programs/src/bin/*; do
-        name=$(basename "$program" .rs)
-        raw_binary "$CARGO_TARGET_DIR/$kernel_target/release/$name" "$artifacts/guests/$name"
-    done
-    (cd "$root" && cargo build --package imager)
-}
-
-build_kernel() {
-    local name=$1
-    shift
-    (cd "$root" && cargo build --package kernel --target "$kernel_target" --release "$@")
-    raw_binary "$CARGO_TARGET_DIR/$kernel_target/release/kernel" "$artifacts/isthmus${name:+-$name}"
-}
-
 # Packs a system: pack SYSTEM FOLDER. Makes FOLDER/image and, unless they are there already, the disks
 # that the system names.
 pack() {
