@@ -16,7 +16,7 @@
 use crate::address::Pa;
 use crate::asm;
 use crate::dma::{Coherency, Memory, Pool, index};
-use crate::gic::IntId;
+use crate::gic::{IntId, Kind};
 use crate::mmio::{Bus, Reg32, Reg64, wait_until};
 use alloc::vec::Vec;
 use core::fmt;
@@ -140,6 +140,8 @@ pub enum Error {
     NoSuchEvent(u32),
     /// The event is mapped already.
     EventInUse(u32),
+    /// An event can only be an LPI.
+    NotAnLpi(IntId),
     /// The collection does not exist, or has no redistributor.
     NoSuchCollection(u16),
 }
@@ -164,6 +166,7 @@ impl fmt::Display for Error {
             Self::TooManyEvents(n) => write!(f, "the ITS has no {n} events for a device"),
             Self::NoSuchEvent(id) => write!(f, "EventID {id} is not mapped"),
             Self::EventInUse(id) => write!(f, "EventID {id} is mapped already"),
+            Self::NotAnLpi(id) => write!(f, "{id} is not an LPI"),
             Self::NoSuchCollection(id) => write!(f, "collection {id} is not mapped"),
         }
     }
@@ -425,6 +428,9 @@ impl<B: Bus> Its<B> {
         lpi: IntId,
         collection: u16,
     ) -> Result<(), Error> {
+        if lpi.kind() != Kind::Lpi {
+            return Err(Error::NotAnLpi(lpi));
+        }
         let target = self.target(collection)?;
         let id = device.id;
         let slot = device.slot(event)?;

@@ -13,7 +13,7 @@ const NEEDS: Needs = Needs {
 
 /// What sort of ITS it is.
 #[derive(Clone, Copy)]
-struct Kind {
+struct Fake {
     typer: u64,
     indirect: bool,
     /// Page sizes by code.
@@ -29,8 +29,8 @@ struct Kind {
     restless: bool,
 }
 
-/// As QEMU's (platform: ITT entries of 12 bytes, 16 bits of everything, no PTA).
-const QEMU: Kind = Kind {
+/// As QEMU's: ITT entries of 12 bytes, 16 bits of everything, no PTA.
+const QEMU: Fake = Fake {
     typer: 0x1f_0001_efb1,
     indirect: true,
     pages: &[0, 1, 2],
@@ -57,13 +57,13 @@ struct Inner {
 }
 
 struct Model {
-    kind: Kind,
+    kind: Fake,
     memory: View,
     inner: RefCell<Inner>,
 }
 
 impl Model {
-    fn new(kind: Kind, arena: &Arena) -> Self {
+    fn new(kind: Fake, arena: &Arena) -> Self {
         let mut inner = Inner {
             enabled: true,
             ..Inner::default()
@@ -251,7 +251,7 @@ fn started<'a>(model: &'a Model, arena: &mut Arena) -> Its<&'a Model> {
 fn an_interrupt_is_mapped_moved_and_unmapped() {
     for slow in [false, true] {
         let mut arena = Arena::new(0x40_0000);
-        let model = Model::new(Kind { slow, ..QEMU }, &arena);
+        let model = Model::new(Fake { slow, ..QEMU }, &arena);
         let mut its = started(&model, &mut arena);
         assert_eq!(its.doorbell(), Pa::new(0x0809_0040));
         let before = arena.taken();
@@ -281,7 +281,7 @@ fn an_interrupt_is_mapped_moved_and_unmapped() {
 fn a_redistributor_is_named_by_address_where_the_its_says_so() {
     let mut arena = Arena::new(0x40_0000);
     let model = Model::new(
-        Kind {
+        Fake {
             typer: QEMU.typer | 1 << 19,
             ..QEMU
         },
@@ -342,7 +342,7 @@ fn a_table_is_laid_out_as_the_its_allows() {
 #[test]
 fn a_flat_table_ends_where_its_memory_ends() {
     let mut arena = Arena::new(0x80_0000);
-    let kind = Kind {
+    let kind = Fake {
         typer: QEMU.typer | 0x1f << 13,
         indirect: false,
         pages: &[0],
@@ -362,7 +362,7 @@ fn a_flat_table_ends_where_its_memory_ends() {
 fn an_its_that_does_not_snoop_is_told_so() {
     let mut arena = Arena::new(0x40_0000);
     let model = Model::new(
-        Kind {
+        Fake {
             snoops: false,
             ..QEMU
         },
@@ -412,13 +412,13 @@ fn the_queue_wraps() {
 #[test]
 fn a_dead_its_is_an_error_each_time() {
     let mut arena = Arena::new(0x40_0000);
-    let model = Model::new(Kind { dead: true, ..QEMU }, &arena);
+    let model = Model::new(Fake { dead: true, ..QEMU }, &arena);
     let mut its = Its::new(&model, Pa::new(BASE), NEEDS, &mut arena).unwrap();
     for _ in 0..3 {
         assert_eq!(its.map_collection(0, 0, Pa::new(0)), Err(Error::Timeout));
     }
     let restless = Model::new(
-        Kind {
+        Fake {
             restless: true,
             ..QEMU
         },
