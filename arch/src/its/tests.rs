@@ -451,6 +451,11 @@ fn what_is_not_there_is_refused_without_a_command() {
         its.map_event(&mut device, 1, lpi, 2),
         Err(Error::NoSuchCollection(2))
     );
+    let spi = IntId::new(40);
+    assert_eq!(
+        its.map_event(&mut device, 1, spi, 0),
+        Err(Error::NotAnLpi(spi))
+    );
     assert_eq!(
         its.move_event(&mut device, 1, 1),
         Err(Error::NoSuchEvent(1))
