@@ -358,11 +358,6 @@ impl Queue {
         })
     }
 
-    /// Returns how many entries it has.
-    pub fn size(&self) -> u16 {
-        self.size
-    }
-
     /// Takes the next chain that the driver made available.
     pub fn pop(&mut self, memory: &impl GuestMemory) -> Result<Option<Chain>, QueueError> {
         let index = memory.load_u16(self.rings.driver + 2)?;
