@@ -163,6 +163,26 @@ continue_on_stack:
     b       fault_in_el2
 .endm
 
+// An SError that EL2 itself took: expected in consume_serror only.
+.macro serror_from_el2
+    .balign 0x80
+    stp     x0, x1, [sp, #-16]!
+    mrs     x0, elr_el2
+    adr     x1, consume_serror
+    sub     x0, x0, x1
+    cmp     x0, #(consume_serror_end - consume_serror)
+    b.hs    1f
+    mrs     x0, spsr_el2
+    orr     x0, x0, #(1 << 8)           // PSTATE.A: it stays masked
+    msr     spsr_el2, x0
+    ldp     x0, x1, [sp], #16
+    eret
+1:  ldp     x0, x1, [sp], #16
+    msr     sp_el0, x0
+    mov     x0, #7
+    b       fault_in_el2
+.endm
+
 // An exit of a guest. While a guest runs, SP_EL2 is the address of its vCPU's Frame, so the registers
 // go straight to where they belong, and the pCPU's stack is found there too.
 .macro from_guest number
@@ -181,7 +201,7 @@ vectors:
     from_el2 4
     from_el2 5
     from_el2 6
-    from_el2 7
+    serror_from_el2
     from_guest 0
     from_guest 1
     from_guest 2
@@ -245,6 +265,15 @@ enter_guest:
     // No speculation past the exception return.
     dsb     nsh
     isb
+
+// Takes the SError that is pending.
+.global consume_serror
+consume_serror:
+    msr     daifclr, #4
+    isb
+    msr     daifset, #4
+consume_serror_end:
+    ret
 
 fault_in_el2:
     // x0 = vector number, the old x0 in SP_EL0. x15 to x18 are lost.

@@ -49,6 +49,7 @@ unsafe extern "C" {
     static __data_start: u8;
     static __image_end: u8;
     fn secondary_start();
+    fn consume_serror();
     fn enter_guest(frame: *mut Frame) -> !;
     fn continue_on_stack(stack: u64, function: extern "C" fn(u64) -> !, argument: u64) -> !;
 }
@@ -82,6 +83,12 @@ pub fn image() -> Image {
 /// Returns where PSCI is told to start a pCPU; its argument is the physical address of a [`Start`].
 pub fn secondary_entry() -> u64 {
     secondary_start as *const () as u64
+}
+
+/// Takes an SError that is pending (ISR_EL1.A), so that it is nobody else's any more.
+pub fn take_serror() {
+    // SAFETY: unmasks SErrors for one instruction; the vector of the exception knows that place.
+    unsafe { consume_serror() };
 }
 
 /// Runs the guest of `frame` until its next exit, which arrives in `isthmus_exit`.
