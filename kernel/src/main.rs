@@ -1,2 +1,64 @@
-//! The Isthmus hypervisor.
-fn main() {}
+//! The Isthmus hypervisor: the image that runs at EL2.
+//!
+//! ```text
+//!   entry.S --> boot --> sched  <------------------------------+
+//!                          |                                   |
+//!                          v                                   |
+//!                        guest --> exit --> hypercall, mmio,   |
+//!                                           sysreg, irq ... ---+
+//! ```
+//!
+//! EL2 is not preemptible: interrupts stay masked here, an exit is handled to its end on the pCPU's
+//! only stack, and a vCPU that has to wait is left in its structure while another one gets the pCPU.
+//! What is pure logic is in the library beside this program and in the crates below it.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+#[macro_use]
+mod log;
+
+#[cfg(target_os = "none")]
+mod boot;
+#[cfg(target_os = "none")]
+mod domain;
+#[cfg(target_os = "none")]
+mod exit;
+#[cfg(target_os = "none")]
+mod hypercall;
+#[cfg(target_os = "none")]
+mod interrupts;
+#[cfg(target_os = "none")]
+mod irq;
+#[cfg(target_os = "none")]
+mod lifecycle;
+#[cfg(target_os = "none")]
+mod machine;
+#[cfg(target_os = "none")]
+mod memory;
+#[cfg(target_os = "none")]
+mod mmio;
+#[cfg(target_os = "none")]
+mod panic;
+#[cfg(target_os = "none")]
+mod pcpu;
+#[cfg(target_os = "none")]
+mod psci;
+#[cfg(target_os = "none")]
+mod sched;
+#[cfg(target_os = "none")]
+mod smccc;
+#[cfg(target_os = "none")]
+mod sysreg;
+#[cfg(target_os = "none")]
+mod terminal;
+#[cfg(target_os = "none")]
+mod vcpu;
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("This program is the EL2 image; build it for aarch64-unknown-none-softfloat.");
+    std::process::exit(1);
+}

@@ -1,0 +1,463 @@
+//! From the first Rust instruction to the first guest.
+
+use crate::domain::{self, Domain, Payload};
+use crate::machine::{self, Machine};
+use crate::memory;
+use crate::panic::give_up;
+use crate::pcpu::{self, Pcpu};
+use crate::{interrupts, irq, lifecycle, panic, sched, terminal};
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use arch::address::{PAGE_SIZE, Pa};
+use arch::entry::{self, Start};
+use arch::gic::{Affinity, Distributor, IntId, Local, Redistributor, Trigger, cpu, virt};
+use arch::mmio::Window;
+use arch::table::{Stage2, VmidBits, Vmids, vtcr_el2};
+use arch::{asm, sysreg};
+use core::sync::atomic::Ordering;
+use dt::{Node, Tree};
+use kernel::frames::Run;
+use manifest::Manifest;
+use smccc::Smc;
+use spin::Mutex;
+
+/// The affinity fields of MPIDR_EL1.
+const AFFINITY: u64 = 0xff_00ff_ffff;
+
+/// How long a pCPU may take to start, in microseconds.
+const START_TIMEOUT: u64 = 1_000_000;
+
+macro_rules! or_give_up {
+    ($result:expr, $($what:tt)*) => {
+        match $result {
+            Ok(value) => value,
+            Err(error) => give_up(format_args!("{}: {error}", format_args!($($what)*))),
+        }
+    };
+}
+
+/// Starts the hypervisor, on the boot pCPU, with the MMU on.
+#[unsafe(no_mangle)]
+extern "C" fn isthmus_main(device_tree: u64, _image: u64) -> ! {
+    memory::init_early();
+    let bytes = device_tree_bytes(device_tree);
+    let Some((total, bytes)) = bytes else {
+        // Nothing says where a UART is.
+        panic::stop_machine();
+    };
+    let tree = match Tree::parse(bytes) {
+        Ok(tree) => tree,
+        Err(error) => malformed_tree(bytes, &error),
+    };
+    open_terminal(&tree);
+    info!(
+        "Isthmus {} at {:#x}",
+        env!("CARGO_PKG_VERSION"),
+        entry::image().start
+    );
+    let pack = find_pack();
+    let tree_run = Run {
+        start: Pa::new(device_tree),
+        len: total,
+    };
+    init_memory(&tree, tree_run, pack);
+    let machine = find_machine(&tree);
+    let cpu = &machine.pcpus[0];
+    cpu.adopt();
+    init_pcpu(cpu);
+    open_terminal_interrupt(&tree, machine);
+    start_others(machine);
+    let statistics = memory::statistics();
+    info!(
+        "{} pCPUs, {} MiB of memory, {} MiB free",
+        machine.online().count(),
+        statistics.total * PAGE_SIZE >> 20,
+        statistics.free * PAGE_SIZE >> 20
+    );
+    make_domains(machine, pack);
+    let stack = or_give_up!(memory::make_stack(0), "pCPU 0");
+    // SAFETY: the stack was just made for this pCPU, and nothing on the boot stack is needed again.
+    unsafe { entry::switch_stack(stack, run, 0) }
+}
+
+/// Enters the scheduler, for good.
+extern "C" fn run(_: u64) -> ! {
+    let frame = sched::schedule(pcpu::this());
+    // SAFETY: the scheduler loaded the vCPU whose frame it returned; this is the last thing that
+    // this function does.
+    unsafe { entry::enter(frame) }
+}
+
+/// Starts another pCPU, which `argument` numbers.
+#[unsafe(no_mangle)]
+extern "C" fn isthmus_secondary(argument: u64) -> ! {
+    let number = usize::try_from(argument).expect("a pCPU's number");
+    let cpu = &machine::get().pcpus[number];
+    cpu.adopt();
+    init_pcpu(cpu);
+    run(0)
+}
+
+/// Returns the device tree's size in memory, and the part of it that holds something.
+fn device_tree_bytes(address: u64) -> Option<(u64, &'static [u8])> {
+    if address == 0 || !address.is_multiple_of(8) {
+        return None;
+    }
+    // SAFETY: `isthmus_early` mapped the device tree read-only, by the size that its header has,
+    // and its memory is reserved until it is copied.
+    let extent = unsafe {
+        let header = core::slice::from_raw_parts(address as *const u8, 40);
+        dt::extent(header).ok()?
+    };
+    // SAFETY: as above.
+    let bytes = unsafe { core::slice::from_raw_parts(address as *const u8, extent.used) };
+    Some((extent.total as u64, bytes))
+}
+
+/// Says that the device tree is malformed, if a UART can be made out in it all the same.
+fn malformed_tree(bytes: &[u8], error: &dt::Error) -> ! {
+    if let Some(base) = kernel::rescue::find_pl011(bytes) {
+        // SAFETY: as far as can be told this is the machine's UART, and nobody else drives it; the
+        // machine stops next.
+        if let Ok(window) = unsafe { memory::map_device(base, PAGE_SIZE) } {
+            let _ = terminal::init(window);
+        }
+    }
+    give_up(format_args!("the device tree is malformed: {error}"))
+}
+
+fn open_terminal(tree: &Tree) {
+    let Some(node) = uart(tree) else {
+        panic::stop_machine();
+    };
+    let Ok(region) = node.mmio(0) else {
+        panic::stop_machine();
+    };
+    // SAFETY: the machine's UART, which EL2 drives from here on; no guest ever sees it.
+    let Ok(window) = (unsafe { memory::map_device(region.base, region.size) }) else {
+        panic::stop_machine();
+    };
+    if terminal::init(window).is_err() {
+        panic::stop_machine();
+    }
+}
+
+/// Returns the UART that the device tree names as console, or else the first one.
+fn uart(tree: &Tree) -> Option<Node<'_>> {
+    let is_uart = |node: &Node<'_>| node.is_compatible("arm,pl011");
+    let named = tree.stdout().ok().flatten().map(|(node, _)| node);
+    named
+        .filter(is_uart)
+        .or_else(|| tree.compatible("arm,pl011").next())
+}
+
+/// Where the manifest and the modules are.
+#[derive(Clone, Copy)]
+struct Pack {
+    /// First byte of the manifest, right behind the image.
+    start: u64,
+    /// Bytes of all of it.
+    len: u64,
+}
+
+/// Finds what the image tool put behind the image; the header says how much that is.
+fn find_pack() -> Pack {
+    let image = entry::image();
+    // image_size, in the header.
+    let field = (image.start + 16) as *const u64;
+    // SAFETY: the header is the image's first 64 bytes.
+    let size = u64::from_le(unsafe { field.read_volatile() });
+    let start = image.end.next_multiple_of(PAGE_SIZE);
+    Pack {
+        start,
+        len: (image.start + size).saturating_sub(start),
+    }
+}
+
+/// Sets the frame allocator up: what the device tree says is RAM, less what is in use.
+fn init_memory(tree: &Tree, device_tree: Run, pack: Pack) {
+    let mut ram = Vec::new();
+    for region in tree.memory() {
+        let region = or_give_up!(region, "memory");
+        ram.push(Run {
+            start: Pa::new(region.base),
+            len: region.size,
+        });
+    }
+    if ram.is_empty() {
+        give_up(format_args!("the device tree has no memory node"));
+    }
+    ram.sort_unstable_by_key(|run| run.start);
+    let image = entry::image();
+    let whole_image = Run {
+        start: Pa::new(image.start),
+        len: image.end - image.start,
+    };
+    let mut taken = alloc::vec![whole_image, device_tree];
+    taken.push(Run {
+        start: Pa::new(pack.start),
+        len: pack.len,
+    });
+    for region in tree.reservations() {
+        taken.push(Run {
+            start: Pa::new(region.base),
+            len: region.size,
+        });
+    }
+    for region in tree.reserved_memory() {
+        let region = or_give_up!(region, "reserved memory");
+        taken.push(Run {
+            start: Pa::new(region.base),
+            len: region.size,
+        });
+    }
+    let page = |run: Run| {
+        let start = run.start.align_down(PAGE_SIZE);
+        let end = (run.start.get() + run.len).next_multiple_of(PAGE_SIZE);
+        Run {
+            start,
+            len: end - start.get(),
+        }
+    };
+    // `isthmus_early` maps one page more than the device tree needs.
+    let mut tree_pages = page(device_tree);
+    tree_pages.len += PAGE_SIZE;
+    let mut mapped = [page(whole_image), tree_pages];
+    mapped.sort_unstable_by_key(|run| run.start);
+    if let Err(why) = memory::init_frames(&ram, &mapped, &taken) {
+        give_up(format_args!("{why}"));
+    }
+}
+
+/// Finds pCPUs and interrupt controller.
+fn find_machine(tree: &Tree) -> &'static Machine {
+    let own = sysreg::read!("mpidr_el1") & AFFINITY;
+    let mut affinities = alloc::vec![own];
+    for node in tree.cpus() {
+        let reg = node.reg().map(|mut reg| reg.next());
+        let Some(region) = or_give_up!(reg, "a processor") else {
+            give_up(format_args!("{} has no reg", node.path()));
+        };
+        if region.base & AFFINITY != own {
+            affinities.push(region.base & AFFINITY);
+        }
+    }
+    let pcpus = affinities
+        .iter()
+        .enumerate()
+        .map(|(n, mpidr)| Pcpu::new(n, *mpidr))
+        .collect();
+    let Some(gic) = tree.compatible("arm,gic-v3").next() else {
+        give_up(format_args!(
+            "the device tree has no GICv3 (compatible \"arm,gic-v3\")"
+        ));
+    };
+    let mut distributor = or_give_up!(Distributor::new(device(gic, 0)), "the GIC distributor");
+    or_give_up!(
+        distributor.init(Affinity::from_mpidr(own)),
+        "the GIC distributor"
+    );
+    let regions = gic
+        .property("#redistributor-regions")
+        .map_or(Ok(1), |count| count.u32());
+    let regions = or_give_up!(regions, "the GIC");
+    let stride = gic
+        .property("redistributor-stride")
+        .map(|stride| stride.u64())
+        .transpose();
+    let stride = or_give_up!(stride, "the GIC").and_then(|stride| usize::try_from(stride).ok());
+    let windows: &'static [Window] = (1..=regions as usize)
+        .map(|n| device(gic, n))
+        .collect::<Vec<_>>()
+        .leak();
+    let redistributors = affinities
+        .iter()
+        .map(|affinity| {
+            let affinity = Affinity::from_mpidr(*affinity);
+            let found = Redistributor::find_in(windows, stride, affinity);
+            Mutex::new(or_give_up!(found, "the GIC redistributors"))
+        })
+        .collect();
+    let vmid_bits = VmidBits::decode(sysreg::read!("id_aa64mmfr1_el1"));
+    machine::set(Machine {
+        pcpus,
+        frequency: sysreg::read!("cntfrq_el0"),
+        distributor: Mutex::new(distributor),
+        redistributors,
+        interface: virt::Shape::read(),
+        vtr: sysreg::read!("ich_vtr_el2"),
+        vtcr: vtcr_el2(Stage2::IPA_BITS, memory::pa_range(), vmid_bits),
+        vmids: Mutex::new(Vmids::new(vmid_bits)),
+        uart: uart_interrupt(tree),
+    })
+}
+
+/// Maps the registers of a device.
+fn device(node: Node<'_>, index: usize) -> Window {
+    let region = or_give_up!(node.mmio(index), "{}", node.path());
+    // SAFETY: each device is found and driven by one driver, once.
+    let window = unsafe { memory::map_device(region.base, region.size) };
+    or_give_up!(window, "{}", node.path())
+}
+
+fn uart_interrupt(tree: &Tree) -> Option<u32> {
+    let interrupt = uart(tree)?.interrupts().ok()?.next()?;
+    Some(interrupt.intid)
+}
+
+/// Sets up what each pCPU has of its own.
+fn init_pcpu(cpu: &'static Pcpu) {
+    let machine = machine::get();
+    {
+        let mut redistributor = machine.redistributors[cpu.number].lock();
+        or_give_up!(
+            redistributor.init(),
+            "the redistributor of pCPU {}",
+            cpu.number
+        );
+        let own = [
+            irq::HYPERVISOR_TIMER,
+            irq::MAINTENANCE,
+            interrupts::VIRTUAL_TIMER,
+            interrupts::PHYSICAL_TIMER,
+        ];
+        for number in own {
+            let Some(local) = Local::new(IntId::new(number)) else {
+                continue;
+            };
+            redistributor.configure(local, Trigger::Level);
+            redistributor.enable(local);
+        }
+    }
+    or_give_up!(cpu::init(), "the CPU interface of pCPU {}", cpu.number);
+    virt::init(&machine.interface);
+    sysreg::write!("vtcr_el2", machine.vtcr);
+    sysreg::write!("vpidr_el2", sysreg::read!("midr_el1"));
+    // CNTHCTL_EL2: EL1PCTEN and EL1PCEN, the counter and the timer are the guest's.
+    sysreg::write!("cnthctl_el2", 0b11);
+    sysreg::write!("cnthp_ctl_el2", 0);
+    sysreg::write!("cntv_ctl_el0", 0);
+    sysreg::write!("cntp_ctl_el0", 0);
+    sysreg::write!("hstr_el2", 0);
+    if sysreg::read!("id_aa64mmfr1_el1") >> 40 & 0xf != 0 {
+        // HCRX_EL2 (FEAT_HCX), whose value after reset is not known.
+        sysreg::write!("s3_4_c1_c2_2", 0);
+    }
+    asm::isb();
+    asm::tlbi_alle1is();
+    asm::dsb_ish();
+    asm::isb();
+    // Release: who finds it online finds it ready.
+    cpu.online.store(true, Ordering::Release);
+}
+
+fn open_terminal_interrupt(tree: &Tree, machine: &'static Machine) {
+    let Some(interrupt) = uart(tree).and_then(|node| node.interrupts().ok()?.next()) else {
+        warning!("the UART has no interrupt: nothing can be typed");
+        return;
+    };
+    let mut distributor = machine.distributor.lock();
+    let Ok(spi) = distributor.spi(IntId::new(interrupt.intid)) else {
+        warning!(
+            "the UART's interrupt {} is none of the GIC's",
+            interrupt.intid
+        );
+        return;
+    };
+    distributor.configure(spi, Trigger::Level);
+    distributor.enable(spi);
+    drop(distributor);
+    terminal::use_interrupts();
+}
+
+/// Starts the other pCPUs by PSCI, and waits until they are there.
+fn start_others(machine: &'static Machine) {
+    for cpu in machine.pcpus.iter().skip(1) {
+        let stack = or_give_up!(memory::make_stack(cpu.number), "pCPU {}", cpu.number);
+        let start: &'static Start = Box::leak(Box::new(Start {
+            stack,
+            argument: cpu.number as u64,
+            ..memory::start_values()
+        }));
+        // It is read with the MMU off.
+        asm::clean_to_poc(core::ptr::from_ref(start).cast(), size_of::<Start>());
+        let entry = entry::secondary_entry();
+        let context = core::ptr::from_ref(start).addr() as u64;
+        if let Err(error) = smccc::psci::cpu_on::<Smc>(cpu.mpidr, entry, context) {
+            warning!("pCPU {} does not start: {error}", cpu.number);
+            continue;
+        }
+        let give_up_at = sched::now() + machine.ticks(START_TIMEOUT);
+        // Acquire: pairs with `init_pcpu`.
+        while !cpu.online.load(Ordering::Acquire) {
+            if sched::now() > give_up_at {
+                warning!("pCPU {} does not answer", cpu.number);
+                break;
+            }
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// Makes and starts the domains of the manifest.
+fn make_domains(machine: &'static Machine, pack: Pack) {
+    if pack.len < 40 {
+        give_up(format_args!(
+            "the image holds no manifest: pack one with scripts/image"
+        ));
+    }
+    let len = usize::try_from(pack.len).expect("the image is in memory");
+    // SAFETY: RAM behind the image, reserved for good, and never written.
+    let bytes = unsafe { domain::image_bytes(Pa::new(pack.start), len) };
+    let tree = or_give_up!(Tree::parse(bytes), "the manifest");
+    let manifest = or_give_up!(Manifest::read(&tree), "the manifest");
+    let known = manifest::Machine {
+        pcpus: u32::try_from(machine.pcpus.len()).ok(),
+        memory: None,
+    };
+    or_give_up!(manifest.check(known), "the manifest");
+    let module = |name: &str| {
+        let module = manifest.module(name)?;
+        let start = usize::try_from(module.offset).ok()?;
+        bytes.get(start..start.checked_add(usize::try_from(module.size).ok()?)?)
+    };
+    for (id, config) in manifest.domains.iter().enumerate() {
+        let payload = match payload(config, &module) {
+            Ok(payload) => payload,
+            Err(name) => give_up(format_args!("module {name} lies outside the image")),
+        };
+        let id = u32::try_from(id).expect("domains are counted in memory");
+        if let Err(error) = Domain::make(id, config.clone(), payload) {
+            error!("domain {} cannot be made: {error}", config.name);
+        }
+    }
+    let mut any = false;
+    domain::each(|domain| match lifecycle::start(domain) {
+        Ok(()) => any = true,
+        Err(error) => error!("domain {} cannot start: {error}", domain.name()),
+    });
+    if !any {
+        give_up(format_args!("no domain could be started"));
+    }
+}
+
+/// Finds the modules of a domain; returns the name of one that is not there.
+fn payload<'m>(
+    config: &'m manifest::Domain,
+    module: &impl Fn(&str) -> Option<&'static [u8]>,
+) -> Result<Payload, &'m str> {
+    let find = |name: &'m str| module(name).ok_or(name);
+    let mut payload = Payload {
+        code: find(config.payload.module())?,
+        firmware: matches!(config.payload, manifest::Payload::Firmware(_)),
+        ..Payload::default()
+    };
+    if let Some(initrd) = &config.initrd {
+        payload.initrd = Some(find(initrd)?);
+    }
+    for name in &config.modules {
+        payload.modules.push((String::from(name), find(name)?));
+    }
+    Ok(payload)
+}

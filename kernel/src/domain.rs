@@ -1,0 +1,484 @@
+//! Domains: what each is made of, and how one is made.
+
+use crate::interrupts::Interrupts;
+use crate::lifecycle::Lifecycle;
+use crate::memory::{self, TableFrames};
+use crate::vcpu::{Vcpu, VcpuRef};
+use crate::{machine, sched, terminal};
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use arch::address::{BLOCK_2M, Ipa, PAGE_SIZE, Pa};
+use arch::table::{Access, Format, Invalidate, Stage2, Vmid, vttbr_el2};
+use arch::{asm, sysreg};
+use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use kernel::frames::Run;
+use kernel::layout;
+use kernel::uart::Uart;
+use spin::Mutex;
+
+/// A domain.
+pub(crate) struct Domain {
+    /// Its number: unique for as long as the machine runs.
+    pub(crate) id: u32,
+    /// How it was configured.
+    pub(crate) config: manifest::Domain,
+    /// Its priority, below `sched::PRIORITIES`.
+    pub(crate) priority: usize,
+    /// Its vCPUs.
+    pub(crate) vcpus: Vec<Vcpu>,
+    /// Its memory.
+    pub(crate) memory: Memory,
+    /// What it starts with.
+    pub(crate) payload: Payload,
+    /// Its interrupt controller.
+    pub(crate) interrupts: Interrupts,
+    /// Its console.
+    pub(crate) uart: Mutex<Uart>,
+    /// Its vCPUs' translation.
+    pub(crate) stage2: Mutex<Option<Stage2>>,
+    /// Whether it runs, and what follows when it no longer does.
+    pub(crate) lifecycle: Mutex<Lifecycle>,
+    /// A vCPU waits for room on the terminal.
+    waits_for_terminal: AtomicBool,
+    /// How far `clean_some` has come.
+    cleaned: AtomicU64,
+    /// CNTVOFF_EL2.
+    counter_offset: AtomicU64,
+    vmid: Vmid,
+    vttbr: u64,
+}
+
+/// What a domain starts with: bytes of the image, that stay as they are.
+#[derive(Clone, Default)]
+pub(crate) struct Payload {
+    /// The kernel or the firmware.
+    pub(crate) code: &'static [u8],
+    /// `code` is firmware, entered at IPA 0.
+    pub(crate) firmware: bool,
+    /// The initial RAM disk.
+    pub(crate) initrd: Option<&'static [u8]>,
+    /// Modules that the domain was granted, by name.
+    pub(crate) modules: Vec<(String, &'static [u8])>,
+}
+
+/// An address that is not a domain's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BadAddress;
+
+/// A domain's memory: which frames are where.
+#[derive(Default)]
+pub(crate) struct Memory {
+    /// Ascending by IPA.
+    extents: Vec<Extent>,
+}
+
+/// A piece of a domain's memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Extent {
+    /// Where the domain sees it.
+    pub(crate) ipa: u64,
+    /// Where it is.
+    pub(crate) run: Run,
+}
+
+/// Why a domain could not be made.
+#[derive(Debug)]
+pub(crate) enum MakeError {
+    /// Something of this much, or of an unknown amount, was not to be had.
+    NoMemory(&'static str),
+    /// All VMIDs are in use.
+    NoVmid,
+    /// The payload does not fit.
+    Payload(&'static str),
+}
+
+impl fmt::Display for MakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMemory(what) => write!(f, "there is not enough memory for {what}"),
+            Self::NoVmid => f.write_str("all VMIDs are in use"),
+            Self::Payload(why) => f.write_str(why),
+        }
+    }
+}
+
+/// All domains, by number. A stopped domain stays, with its memory, until it is destroyed.
+static DOMAINS: Mutex<Vec<Arc<Domain>>> = Mutex::new(Vec::new());
+
+/// Calls `f` for each domain.
+pub(crate) fn each(mut f: impl FnMut(&Arc<Domain>)) {
+    let mut index = 0;
+    // The lock is not held meanwhile: `f` may take others.
+    loop {
+        let domain = DOMAINS.lock().get(index).cloned();
+        let Some(domain) = domain else { return };
+        f(&domain);
+        index += 1;
+    }
+}
+
+/// Gives a domain a character that was typed.
+pub(crate) fn typed(id: u32, byte: u8) {
+    let domain = DOMAINS
+        .lock()
+        .iter()
+        .find(|domain| domain.id == id)
+        .cloned();
+    if let Some(domain) = domain {
+        let line = {
+            let mut uart = domain.uart.lock();
+            uart.receive(byte);
+            uart.line()
+        };
+        domain.interrupts.set_spi(&domain, layout::UART_SPI, line);
+    }
+}
+
+/// Lets the vCPUs go on that wait for room on the terminal.
+pub(crate) fn terminal_has_room() {
+    each(|domain| {
+        if domain.waits_for_terminal.swap(false, Ordering::Relaxed) {
+            for vcpu in &domain.vcpus {
+                sched::notify(&domain.reference(vcpu.index));
+            }
+        }
+    });
+}
+
+impl Memory {
+    /// Takes `len` bytes, in as few and large pieces as there are, and zeroes them.
+    pub(crate) fn add(&mut self, ipa: u64, len: u64) -> Result<(), MakeError> {
+        let mut done = 0;
+        while done < len {
+            self.extents
+                .try_reserve(1)
+                .map_err(|_| MakeError::NoMemory("its memory"))?;
+            let run = memory::allocate_extent(len - done, BLOCK_2M)
+                .ok_or(MakeError::NoMemory("its memory"))?;
+            memory::zero(run);
+            let at = self
+                .extents
+                .partition_point(|extent| extent.ipa < ipa + done);
+            self.extents.insert(
+                at,
+                Extent {
+                    ipa: ipa + done,
+                    run,
+                },
+            );
+            done += run.len;
+        }
+        Ok(())
+    }
+
+    /// Returns the pieces.
+    pub(crate) fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// Calls `f` for each piece of `ipa..ipa + len`, with its PA, its offset in the range and its
+    /// length.
+    fn pieces(
+        &self,
+        ipa: u64,
+        len: u64,
+        mut f: impl FnMut(u64, usize, usize),
+    ) -> Result<(), BadAddress> {
+        let end = ipa.checked_add(len).ok_or(BadAddress)?;
+        let mut at = ipa;
+        while at < end {
+            let index = self.extents.partition_point(|extent| extent.ipa <= at);
+            let extent = index
+                .checked_sub(1)
+                .and_then(|index| self.extents.get(index));
+            let extent = extent.ok_or(BadAddress)?;
+            let offset = at - extent.ipa;
+            if offset >= extent.run.len {
+                return Err(BadAddress);
+            }
+            let piece = (extent.run.len - offset).min(end - at);
+            let whole = "a piece fits into memory";
+            f(
+                extent.run.start.get() + offset,
+                usize::try_from(at - ipa).expect(whole),
+                usize::try_from(piece).expect(whole),
+            );
+            at += piece;
+        }
+        Ok(())
+    }
+
+    /// Copies the domain's memory at `ipa` into `bytes`.
+    pub(crate) fn read(&self, ipa: u64, bytes: &mut [u8]) -> Result<(), BadAddress> {
+        self.pieces(ipa, bytes.len() as u64, |_, _, _| {})?;
+        self.pieces(ipa, bytes.len() as u64, |pa, offset, len| {
+            let from = pa as *const u8;
+            let to = &mut bytes[offset..offset + len];
+            // SAFETY: the domain's memory, which EL2 maps at its PA. The guest may write it
+            // meanwhile: bytes are copied, whatever they are then.
+            unsafe { core::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), len) };
+        })
+    }
+
+    /// Copies `bytes` into the domain's memory at `ipa`.
+    pub(crate) fn write(&self, ipa: u64, bytes: &[u8]) -> Result<(), BadAddress> {
+        self.pieces(ipa, bytes.len() as u64, |_, _, _| {})?;
+        self.pieces(ipa, bytes.len() as u64, |pa, offset, len| {
+            let from = &bytes[offset..offset + len];
+            // SAFETY: as in `read`; nothing of Rust's lies there.
+            unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), pa as *mut u8, len) };
+        })
+    }
+
+    /// Copies `bytes` to `ipa` for a guest that starts with its caches off.
+    pub(crate) fn load(&self, ipa: u64, bytes: &[u8]) -> Result<(), BadAddress> {
+        self.write(ipa, bytes)?;
+        self.clean(ipa, bytes.len() as u64)
+    }
+
+    /// Cleans and invalidates the caches of `ipa..ipa + len` to the point of coherency.
+    pub(crate) fn clean(&self, ipa: u64, len: u64) -> Result<(), BadAddress> {
+        self.pieces(ipa, len, |pa, _, len| {
+            asm::clean_invalidate_to_poc(pa as *const u8, len);
+        })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        for extent in &self.extents {
+            // What one domain leaves behind no other one reads (`add` zeroes too, for what firmware
+            // left).
+            memory::free_run(extent.run);
+        }
+    }
+}
+
+/// Invalidates a domain's translations on the pCPUs.
+pub(crate) struct Tlb {
+    /// VTTBR_EL2 of the domain.
+    pub(crate) vttbr: u64,
+}
+
+/// From this many bytes on, everything of the domain is invalidated instead.
+const MANY: u64 = 512 * PAGE_SIZE;
+
+impl Tlb {
+    /// Runs `f` with the domain's VMID loaded: the instructions work on the current one.
+    fn with_vmid(&self, f: impl FnOnce()) {
+        let own = sysreg::read!("vttbr_el2");
+        if own != self.vttbr {
+            sysreg::write!("vttbr_el2", self.vttbr);
+            asm::isb();
+        }
+        f();
+        if own != self.vttbr {
+            sysreg::write!("vttbr_el2", own);
+            asm::isb();
+        }
+    }
+}
+
+impl Invalidate for Tlb {
+    fn ipa(&self, ipa: Ipa, len: u64) {
+        if len >= MANY {
+            return self.all();
+        }
+        self.with_vmid(|| {
+            asm::dsb_ishst();
+            for offset in (0..len).step_by(PAGE_SIZE as usize) {
+                asm::tlbi_ipas2e1is(ipa.get() + offset);
+            }
+            asm::dsb_ish();
+            asm::tlbi_vmalle1is();
+            asm::dsb_ish();
+            asm::isb();
+        });
+    }
+
+    fn all(&self) {
+        self.with_vmid(|| {
+            asm::dsb_ishst();
+            asm::tlbi_vmalls12e1is();
+            asm::dsb_ish();
+            asm::isb();
+        });
+    }
+}
+
+impl Domain {
+    /// Makes a domain, stopped.
+    pub(crate) fn make(
+        id: u32,
+        config: manifest::Domain,
+        payload: Payload,
+    ) -> Result<Arc<Self>, MakeError> {
+        let vcpus = config.vcpus as usize;
+        sched::reserve(vcpus).map_err(|_| MakeError::NoMemory("its vCPUs"))?;
+        let mut memory = Memory::default();
+        memory.add(layout::RAM, config.memory)?;
+        if payload.firmware {
+            memory.add(
+                layout::FLASH.start,
+                (payload.code.len() as u64).next_multiple_of(BLOCK_2M),
+            )?;
+        }
+        let mut at = layout::MODULES;
+        for (_, module) in &payload.modules {
+            let len = (module.len() as u64).next_multiple_of(BLOCK_2M);
+            memory.add(at, len)?;
+            at += len;
+        }
+        let mut stage2 = Stage2::new(&mut TableFrames::for_pcpus(), Format::Stage2)
+            .ok_or(MakeError::NoMemory("its tables"))?;
+        for extent in memory.extents() {
+            let (ipa, pa) = (Ipa::new(extent.ipa), extent.run.start);
+            stage2
+                .map(
+                    &mut TableFrames::for_pcpus(),
+                    ipa,
+                    pa,
+                    extent.run.len,
+                    Access::RAM,
+                )
+                .map_err(|_| MakeError::NoMemory("its tables"))?;
+        }
+        let affinities: Vec<u64> = (0..vcpus).map(layout::affinity).collect();
+        let interrupts = Interrupts::new(&affinities, config.host_bridge)
+            .map_err(|_| MakeError::NoMemory("its interrupt controller"))?;
+        let vmid = machine::get()
+            .vmids
+            .lock()
+            .allocate()
+            .ok_or(MakeError::NoVmid)?;
+        let vttbr = vttbr_el2(vmid, stage2.root());
+        Tlb { vttbr }.all();
+        let home = config.affinity.as_ref().and_then(|list| list.first());
+        let home = home.map_or(0, |cpu| *cpu as usize);
+        let domain = Arc::new(Self {
+            id,
+            priority: config.priority as usize,
+            vcpus: affinities
+                .iter()
+                .enumerate()
+                .map(|(index, affinity)| Vcpu::new(index, *affinity | 1 << 31, home))
+                .collect(),
+            memory,
+            payload,
+            interrupts,
+            uart: Mutex::new(Uart::default()),
+            stage2: Mutex::new(Some(stage2)),
+            lifecycle: Mutex::new(Lifecycle::Off),
+            waits_for_terminal: AtomicBool::new(false),
+            cleaned: AtomicU64::new(0),
+            counter_offset: AtomicU64::new(0),
+            vmid,
+            vttbr,
+            config,
+        });
+        let no_memory = |_| MakeError::NoMemory("its console");
+        terminal::attach(id, &domain.config.name, domain.config.console).map_err(no_memory)?;
+        let mut domains = DOMAINS.lock();
+        domains
+            .try_reserve(1)
+            .map_err(|_| MakeError::NoMemory("its name"))?;
+        domains.push(domain.clone());
+        Ok(domain)
+    }
+
+    /// Returns its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Returns a reference to one of its vCPUs.
+    pub(crate) fn reference(&self, index: usize) -> VcpuRef {
+        let this: *const Self = self;
+        // SAFETY: domains exist only in an `Arc` (`make`), which the caller's reference keeps alive.
+        let domain = unsafe {
+            Arc::increment_strong_count(this);
+            Arc::from_raw(this)
+        };
+        VcpuRef { domain, index }
+    }
+
+    /// Returns whether its vCPUs may run on a pCPU.
+    pub(crate) fn may_run_on(&self, pcpu: usize) -> bool {
+        let listed = |list: &Vec<u32>| list.iter().any(|cpu| *cpu as usize == pcpu);
+        self.config.affinity.as_ref().is_none_or(listed)
+    }
+
+    /// Returns VTTBR_EL2.
+    pub(crate) fn vttbr(&self) -> u64 {
+        self.vttbr
+    }
+
+    /// Returns CNTVOFF_EL2.
+    pub(crate) fn counter_offset(&self) -> u64 {
+        // Relaxed: set while no vCPU runs.
+        self.counter_offset.load(Ordering::Relaxed)
+    }
+
+    /// Makes the virtual counter start at zero now.
+    pub(crate) fn reset_counter(&self) {
+        self.counter_offset.store(sched::now(), Ordering::Relaxed);
+    }
+
+    /// Says that a vCPU waits for room on the terminal.
+    pub(crate) fn wait_for_terminal(&self) {
+        self.waits_for_terminal.store(true, Ordering::Relaxed);
+    }
+
+    /// Cleans and invalidates a part of the domain's memory to the point of coherency, going on where
+    /// the last call ended, and returns whether that was the last part.
+    pub(crate) fn clean_some(&self) -> bool {
+        /// Bytes at a time: a millisecond or so.
+        const PART: u64 = 4 << 20;
+        let mut skip = self.cleaned.fetch_add(PART, Ordering::Relaxed);
+        for extent in self.memory.extents() {
+            if skip < extent.run.len {
+                let len = PART.min(extent.run.len - skip);
+                let start = extent.run.start.get() + skip;
+                asm::clean_invalidate_to_poc(start as *const u8, len as usize);
+                return false;
+            }
+            skip -= extent.run.len;
+        }
+        self.cleaned.store(0, Ordering::Relaxed);
+        true
+    }
+
+    /// Returns where the modules are mapped, by name.
+    pub(crate) fn modules(&self) -> Vec<(String, Range<u64>)> {
+        let mut at = layout::MODULES;
+        let mut ranges = Vec::new();
+        for (name, module) in &self.payload.modules {
+            ranges.push((name.clone(), at..at + module.len() as u64));
+            at += (module.len() as u64).next_multiple_of(BLOCK_2M);
+        }
+        ranges
+    }
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        if let Some(stage2) = self.stage2.get_mut().take() {
+            stage2.destroy(&mut TableFrames::for_pcpus(), &Tlb { vttbr: self.vttbr });
+        }
+        machine::get().vmids.lock().free(self.vmid);
+        terminal::detach(self.id);
+    }
+}
+
+/// Returns a part of the image as bytes.
+///
+/// # Safety
+///
+/// `pa..pa + len` is RAM that is mapped, reserved for good, and never written.
+pub(crate) unsafe fn image_bytes(pa: Pa, len: usize) -> &'static [u8] {
+    // SAFETY: as above.
+    unsafe { core::slice::from_raw_parts(pa.get() as *const u8, len) }
+}

@@ -1,0 +1,293 @@
+//! Why a guest stopped, and how it goes on.
+
+use crate::pcpu::{self, Pcpu, Running};
+use crate::vcpu::{State, request};
+use crate::{irq, lifecycle, mmio, sched, smccc, sysreg as trapped};
+use alloc::boxed::Box;
+use arch::frame::Frame;
+use arch::syndrome::{self, Exit, Wait};
+use arch::{asm, sysreg};
+use core::sync::atomic::Ordering;
+
+/// HCR_EL2 while a guest runs (Arm ARM D24.2.53).
+#[rustfmt::skip]
+pub(crate) const HCR: u64 =
+      1 << 0   // VM: stage 2
+    | 1 << 1   // SWIO: invalidation by set/way cleans too
+    | 1 << 2   // PTW: no stage 1 walks through Device memory
+    | 1 << 3   // FMO: FIQs to EL2, virtual ones to the guest
+    | 1 << 4   // IMO: IRQs likewise
+    | 1 << 5   // AMO: SErrors likewise
+    | 1 << 9   // FB: maintenance reaches every pCPU that the vCPU may move to
+    | 1 << 10  // BSU: barriers reach the inner shareable domain, likewise
+    | 1 << 13  // TWI: WFI gives the pCPU to others
+    | 1 << 18  // TID3: feature registers are ours to answer
+    | 1 << 19  // TSC: SMC is ours to answer
+    | 1 << 20  // TIDCP: no implementation defined registers
+    | 1 << 21  // TACR: nor the auxiliary control register
+    | 1 << 22  // TSW: maintenance by set/way
+    | 1 << 31  // RW: EL1 is AArch64
+    | 1 << 35  // TLOR: no limited ordering regions
+    | 1 << 36; // TERR: no error record registers
+
+/// HCR_EL2.TVM: writes to EL1's translation registers trap.
+const HCR_TVM: u64 = 1 << 26;
+
+/// HCR_EL2.VSE: a virtual SError is pending.
+const HCR_VSE: u64 = 1 << 8;
+
+/// ISR_EL1.A: a physical SError is pending.
+pub(crate) const ISR_SERROR: u64 = 1 << 8;
+
+/// CPTR_EL2 (D24.2.32): RES1 bits, and what is trapped: trace, activity monitors, SVE,
+/// SME; FP and SIMD until used.
+const CPTR_BASE: u64 = 0x33ff & !CPTR_TFP | 1 << 20 | 1 << 30;
+const CPTR_TFP: u64 = 1 << 10;
+
+/// MDCR_EL2 (D24.2.93): the PMU, profiling and tracing are trapped, and the debug registers too
+/// unless the vCPU has state of its own for them.
+const MDCR_BASE: u64 = 1 << 5 | 1 << 6 | 1 << 10 | 1 << 11 | 1 << 14 | 1 << 19;
+const MDCR_TDA: u64 = 1 << 9;
+
+/// How a vCPU goes on after its exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// After the instruction that exited.
+    Skip,
+    /// Where its frame says: at the instruction that exited, or wherever a handler put it.
+    Resume,
+    /// In its guest's handler of this exception.
+    Inject(Exception),
+}
+
+/// An exception that a guest gets instead of what it asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exception {
+    /// The instruction is undefined.
+    Undefined,
+    /// A synchronous external abort on the access at this virtual address.
+    DataAbort(u64),
+    /// A synchronous external abort on the instruction fetch at this virtual address.
+    InstructionAbort(u64),
+}
+
+/// What the vector was for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Synchronous,
+    Interrupt,
+    SystemError,
+}
+
+/// Handles an exit, and returns the frame to enter.
+#[unsafe(no_mangle)]
+extern "C" fn isthmus_exit(_frame: *mut Frame, vector: u64) -> *mut Frame {
+    let cpu = pcpu::this();
+    let cause = match vector {
+        0 => Cause::Synchronous,
+        1 | 2 => Cause::Interrupt,
+        _ => Cause::SystemError,
+    };
+    handle(cpu, cause)
+}
+
+#[inline(always)]
+fn handle(cpu: &'static Pcpu, cause: Cause) -> *mut Frame {
+    // SAFETY: on this pCPU. A vCPU stays loaded, and so its domain alive, until the scheduler
+    // changes that, which happens after the last use of these references.
+    let (domain, vcpu) = unsafe {
+        let loaded = cpu.local().loaded.as_ref().expect("a guest was running");
+        let domain = &*alloc::sync::Arc::as_ptr(&loaded.domain);
+        (domain, &domain.vcpus[loaded.index])
+    };
+    if cause == Cause::Interrupt {
+        irq::handle(cpu);
+    } else {
+        // SAFETY: the vCPU is loaded on this pCPU, and there is one exit at a time.
+        let state = unsafe { &mut *vcpu.state() };
+        let mut running = Running {
+            cpu,
+            domain,
+            vcpu,
+            state,
+        };
+        let next = if cause == Cause::Synchronous {
+            synchronous(&mut running)
+        } else {
+            lifecycle::serror(&running.reference());
+            Next::Resume
+        };
+        match next {
+            Next::Skip => running.state.frame.skip(),
+            Next::Resume => {}
+            Next::Inject(exception) => inject(&mut running.state.frame, exception),
+        }
+    }
+    // Relaxed: set by this pCPU, or by who then interrupts it.
+    let requests = vcpu.requests.load(Ordering::Relaxed);
+    if cpu.resched.load(Ordering::Relaxed) || requests & !request::INTERRUPTS != 0 {
+        return sched::schedule(cpu);
+    }
+    if requests != 0 {
+        vcpu.take_requests();
+        domain.interrupts.refresh(domain, vcpu);
+    }
+    // SAFETY: only the address is made; the vCPU is still loaded.
+    unsafe { &raw mut (*vcpu.state()).frame }
+}
+
+/// Handles a synchronous exit.
+#[rustfmt::skip]
+fn synchronous(running: &mut Running<'_>) -> Next {
+    match syndrome::decode(sysreg::read!("esr_el2")) {
+        Exit::Hypercall(immediate)  => smccc::handle(running, immediate),
+        Exit::DataAbort(abort)      => mmio::data_abort(running, abort),
+        Exit::SysReg(access)        => trapped::handle(running, access),
+        Exit::Wait(Wait::Interrupt) => wait_for_interrupt(running),
+        Exit::Wait(Wait::Event)     => Next::Skip,
+        Exit::Simd                  => use_simd(running),
+        Exit::Smc(_)                => smccc::smc(running),
+        Exit::InstructionAbort      => Next::Inject(Exception::InstructionAbort(sysreg::read!("far_el2"))),
+        Exit::Hidden                => Next::Inject(Exception::Undefined),
+        Exit::Other(_)              => Next::Inject(Exception::Undefined),
+    }
+}
+
+/// WFI: the vCPU waits until it has an interrupt, masked or not (D1.6.2).
+fn wait_for_interrupt(running: &mut Running<'_>) -> Next {
+    running.state.frame.skip();
+    sched::block(running);
+    if running
+        .domain
+        .interrupts
+        .pending(running.domain, running.vcpu)
+    {
+        sched::notify(&running.reference());
+    }
+    Next::Resume
+}
+
+/// Gives the vCPU its FP and SIMD registers, at its first use of them since it was loaded.
+fn use_simd(running: &mut Running<'_>) -> Next {
+    sysreg::write!("cptr_el2", CPTR_BASE);
+    asm::isb();
+    running.state.simd.restore();
+    // SAFETY: on this pCPU; a flag is set.
+    unsafe { running.cpu.local().simd_live = true };
+    Next::Resume
+}
+
+/// Gives the vCPU debug registers of its own, at its first use of them.
+pub(crate) fn use_debug(running: &mut Running<'_>) -> Next {
+    let debug = running.state.debug.get_or_insert_with(Box::default);
+    debug.restore();
+    sysreg::write!("mdcr_el2", MDCR_BASE);
+    asm::isb();
+    Next::Resume
+}
+
+/// Traps writes to the loaded vCPU's translation registers, or lets them through.
+pub(crate) fn watch_caches(watch: bool) {
+    let hcr = sysreg::read!("hcr_el2") & !HCR_TVM;
+    sysreg::write!("hcr_el2", if watch { hcr | HCR_TVM } else { hcr });
+    asm::isb();
+}
+
+/// Returns whether a virtual SError is pending for the loaded vCPU.
+pub(crate) fn serror_pending() -> bool {
+    sysreg::read!("hcr_el2") & HCR_VSE != 0
+}
+
+/// Sets what traps of a vCPU that is about to be loaded, or of none.
+pub(crate) fn set_traps(state: Option<&State>) {
+    let mut hcr = HCR;
+    let mut debug = false;
+    if let Some(state) = state {
+        debug = state.debug.is_some();
+        hcr |= if state.watches_caches { HCR_TVM } else { 0 };
+        hcr |= if state.serror_pending { HCR_VSE } else { 0 };
+    }
+    sysreg::write!("hcr_el2", hcr);
+    sysreg::write!("cptr_el2", CPTR_BASE | CPTR_TFP);
+    sysreg::write!(
+        "mdcr_el2",
+        if debug {
+            MDCR_BASE
+        } else {
+            MDCR_BASE | MDCR_TDA
+        }
+    );
+    if !debug {
+        sysreg::write!("mdscr_el1", 0);
+    }
+}
+
+/// Makes a virtual SError pending for the loaded vCPU.
+pub(crate) fn pend_serror() {
+    sysreg::write!("hcr_el2", sysreg::read!("hcr_el2") | HCR_VSE);
+    asm::isb();
+}
+
+/// Completes the load or store that a device model has answered.
+pub(crate) fn answer(running: &mut Running<'_>) {
+    mmio::answer(running);
+}
+
+/// PSTATE bits (C5.2.18), as SPSR_EL2 has them.
+mod pstate {
+    pub(super) const MODE: u64 = 0x1f;
+    pub(super) const EL1H: u64 = 0x05;
+    pub(super) const EL1T: u64 = 0x04;
+    pub(super) const AARCH32: u64 = 0x10;
+    pub(super) const DAIF: u64 = 0x3c0;
+    pub(super) const SSBS: u64 = 1 << 12;
+    pub(super) const PAN: u64 = 1 << 22;
+    pub(super) const DIT: u64 = 1 << 24;
+    pub(super) const NZCV: u64 = 0xf << 28;
+}
+
+/// SCTLR_EL1.SPAN and DSSBS (D24.2.174).
+const SCTLR_SPAN: u64 = 1 << 23;
+const SCTLR_DSSBS: u64 = 1 << 44;
+
+/// Synchronous external abort, not on a table walk (ISS.DFSC, ISS.IFSC).
+const FAULT_EXTERNAL: u64 = 0x10;
+
+/// Makes the loaded vCPU take an exception to EL1 (D1.3.5).
+fn inject(frame: &mut Frame, exception: Exception) {
+    let old = frame.pstate;
+    let mode = old & pstate::MODE;
+    let (offset, same_level) = match mode {
+        pstate::EL1H => (0x200, true),
+        pstate::EL1T => (0x000, true),
+        _ if mode & pstate::AARCH32 == 0 => (0x400, false),
+        _ => (0x600, false),
+    };
+    let class = |lower: u64| (if same_level { lower + 1 } else { lower }) << 26;
+    let il = sysreg::read!("esr_el2") & 1 << 25;
+    let esr = match exception {
+        Exception::Undefined => 1 << 25,
+        Exception::DataAbort(address) => {
+            sysreg::write!("far_el1", address);
+            class(0x24) | il | FAULT_EXTERNAL
+        }
+        Exception::InstructionAbort(address) => {
+            sysreg::write!("far_el1", address);
+            class(0x20) | 1 << 25 | FAULT_EXTERNAL
+        }
+    };
+    let sctlr = sysreg::read!("sctlr_el1");
+    let mut new = old & (pstate::NZCV | pstate::DIT) | pstate::DAIF | pstate::EL1H;
+    let pan_exists = sysreg::read!("id_aa64mmfr1_el1") >> 20 & 0xf != 0;
+    if pan_exists && (old & pstate::PAN != 0 || sctlr & SCTLR_SPAN == 0) {
+        new |= pstate::PAN;
+    }
+    if sctlr & SCTLR_DSSBS != 0 {
+        new |= pstate::SSBS;
+    }
+    sysreg::write!("esr_el1", esr);
+    sysreg::write!("elr_el1", frame.pc);
+    sysreg::write!("spsr_el1", old);
+    frame.pc = sysreg::read!("vbar_el1").wrapping_add(offset);
+    frame.pstate = new;
+}

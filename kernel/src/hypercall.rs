@@ -1,0 +1,42 @@
+//! Hypercalls of our own (`kernel/docs/hypercalls.md`).
+
+use crate::exit::Next;
+use crate::pcpu::Running;
+use crate::smccc::NOT_SUPPORTED;
+use abi::{Function, Status};
+
+/// Handles a call. The HVC has been carried out, so the guest goes on behind it.
+#[inline]
+pub(crate) fn handle(running: &mut Running<'_>, id: u32) -> Next {
+    let x = &mut running.state.frame.x;
+    let Ok(function) = Function::try_from(id) else {
+        x[0] = NOT_SUPPORTED;
+        return Next::Resume;
+    };
+    match function {
+        Function::Version => {
+            x[0] = Status::Ok.to_register();
+            x[1] = abi::VERSION.to_register();
+        }
+        Function::Features => {
+            let implemented = u32::try_from(x[1]).is_ok_and(|id| Function::try_from(id).is_ok());
+            x[0] = if implemented {
+                Status::Ok.to_register()
+            } else {
+                NOT_SUPPORTED
+            };
+        }
+        Function::CallCount => x[0] = Function::ALL.len() as u64,
+        Function::Uid => {
+            for (register, word) in x.iter_mut().zip(abi::uid_registers()) {
+                *register = u64::from(word);
+            }
+        }
+        Function::Revision => {
+            x[0] = u64::from(abi::VERSION.major);
+            x[1] = u64::from(abi::VERSION.minor);
+        }
+        _ => x[0] = NOT_SUPPORTED,
+    }
+    Next::Resume
+}

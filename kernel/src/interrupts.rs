@@ -1,0 +1,306 @@
+//! A domain's interrupt controller, and how it gets into the machine's list registers.
+//!
+//! List registers stay in hardware while a vCPU is loaded. `vgic` says by `kick` when they are out of
+//! date; before the vCPU's guest is entered again they are taken back and filled anew (`refresh`).
+
+use crate::domain::Domain;
+use crate::machine;
+use crate::pcpu::{self, Running};
+use crate::sched;
+use crate::vcpu::{State, Vcpu, request};
+use arch::gic::{IntId, Local, virt};
+use arch::sysreg;
+use spin::Mutex;
+use vgic::{BadAddress, Config, Frame, Group, Host, Intid, OutOfMemory, Vgic};
+
+/// The EL1 virtual timer's interrupt and the EL1 physical timer's (BSA, table 3).
+pub(crate) const VIRTUAL_TIMER: u32 = 27;
+pub(crate) const PHYSICAL_TIMER: u32 = 30;
+const TIMERS: [u32; 2] = [VIRTUAL_TIMER, PHYSICAL_TIMER];
+
+/// ITS commands that are carried out in one go.
+const COMMANDS: usize = 128;
+
+/// ICH_HCR_EL2.En.
+const HCR_EN: u64 = 1;
+
+/// A domain's interrupt controller.
+pub(crate) struct Interrupts {
+    vgic: Mutex<Vgic>,
+}
+
+/// What `vgic` asks for, while it is locked.
+struct Kernel<'a> {
+    domain: &'a Domain,
+}
+
+impl Host for Kernel<'_> {
+    fn kick(&mut self, vcpu: usize) {
+        if let Some(vcpu) = self.domain.vcpus.get(vcpu) {
+            vcpu.request(request::INTERRUPTS);
+            if !is_here(self.domain, vcpu) {
+                sched::notify(&self.domain.reference(vcpu.index));
+            }
+        }
+    }
+
+    fn read_guest(&mut self, ipa: u64, bytes: &mut [u8]) -> Result<(), BadAddress> {
+        self.domain.memory.read(ipa, bytes).map_err(|_| BadAddress)
+    }
+
+    fn write_guest(&mut self, ipa: u64, bytes: &[u8]) -> Result<(), BadAddress> {
+        self.domain.memory.write(ipa, bytes).map_err(|_| BadAddress)
+    }
+
+    fn line(&mut self, vcpu: usize, intid: Intid) -> Option<bool> {
+        let vcpu = self.domain.vcpus.get(vcpu)?;
+        if !is_here(self.domain, vcpu) {
+            return None;
+        }
+        // CNT*_CTL_EL0: ENABLE and ISTATUS, not IMASK.
+        let control = match u32::from(intid.get()) {
+            VIRTUAL_TIMER => sysreg::read!("cntv_ctl_el0"),
+            PHYSICAL_TIMER => sysreg::read!("cntp_ctl_el0"),
+            _ => return None,
+        };
+        Some(control & 0b111 == 0b101)
+    }
+}
+
+/// Returns whether the vCPU runs on this pCPU: then its requests are seen on the way out.
+fn is_here(domain: &Domain, vcpu: &Vcpu) -> bool {
+    // SAFETY: on this pCPU; not held beyond the comparison.
+    let loaded = unsafe { pcpu::this().local().loaded.as_ref() };
+    let loaded = loaded.is_some_and(|loaded| {
+        core::ptr::eq(&raw const *loaded.domain, domain) && loaded.index == vcpu.index
+    });
+    loaded && vcpu.run.lock().activity == crate::vcpu::Activity::Running
+}
+
+fn local(number: u32) -> Local {
+    Local::new(IntId::new(number)).expect("a PPI")
+}
+
+impl Interrupts {
+    /// Makes the controller of a domain.
+    pub(crate) fn new(affinities: &[u64], its: bool) -> Result<Self, OutOfMemory> {
+        let mut vgic = Vgic::new(&Config {
+            affinities,
+            spis: kernel::layout::SPIS,
+            its,
+            device_bits: 16,
+            vtr: machine::get().vtr,
+        })?;
+        map_timers(&mut vgic);
+        Ok(Self {
+            vgic: Mutex::new(vgic),
+        })
+    }
+
+    /// Puts everything into its state after reset. No vCPU is loaded.
+    pub(crate) fn reset(&self) {
+        let mut vgic = self.vgic.lock();
+        vgic.reset();
+        map_timers(&mut vgic);
+    }
+
+    /// Answers a read of the guest's.
+    pub(crate) fn read(&self, running: &Running<'_>, frame: Frame, offset: u64, size: u64) -> u64 {
+        let mut vgic = self.vgic.lock();
+        let mut host = Kernel {
+            domain: running.domain,
+        };
+        if Vgic::shows_state(frame, offset) {
+            take_back(&mut vgic, running.vcpu, &mut host);
+        }
+        if frame == Frame::Its && vgic.has_commands() {
+            vgic.process(COMMANDS, &mut host);
+        }
+        vgic.read(frame, offset, size, &mut host)
+    }
+
+    /// Carries out a write of the guest's.
+    pub(crate) fn write(
+        &self,
+        running: &Running<'_>,
+        frame: Frame,
+        offset: u64,
+        size: u64,
+        value: u64,
+    ) {
+        let mut vgic = self.vgic.lock();
+        let mut host = Kernel {
+            domain: running.domain,
+        };
+        if Vgic::shows_state(frame, offset) {
+            take_back(&mut vgic, running.vcpu, &mut host);
+        }
+        vgic.write(frame, offset, size, value, &mut host);
+        if vgic.has_commands() {
+            vgic.process(COMMANDS, &mut host);
+            if vgic.has_commands() {
+                running.vcpu.request(request::INTERRUPTS);
+            }
+        }
+    }
+
+    /// Carries out a write to one of the SGI registers.
+    pub(crate) fn sgi(&self, running: &Running<'_>, value: u64, group: Group) {
+        let mut host = Kernel {
+            domain: running.domain,
+        };
+        self.vgic
+            .lock()
+            .sgi(running.vcpu.index, group, value, &mut host);
+    }
+
+    /// Carries out a trapped write to ICC_DIR_EL1.
+    pub(crate) fn deactivate(&self, running: &Running<'_>, value: u64) {
+        let mut vgic = self.vgic.lock();
+        let mut host = Kernel {
+            domain: running.domain,
+        };
+        take_back(&mut vgic, running.vcpu, &mut host);
+        #[expect(clippy::cast_possible_truncation, reason = "masked")]
+        let intid = Intid::new((value & 0xffff) as u16);
+        vgic.deactivate(running.vcpu.index, intid, virt::read_vmcr(), &mut host);
+    }
+
+    /// Says that the timer's interrupt of the loaded vCPU was acknowledged.
+    pub(crate) fn timer(&self, domain: &Domain, vcpu: &Vcpu, number: u32) {
+        let mut host = Kernel { domain };
+        self.vgic
+            .lock()
+            .set_level(vcpu.index, intid(number), true, &mut host);
+    }
+
+    /// Sets the line of an SPI, counted from 0.
+    pub(crate) fn set_spi(&self, domain: &Domain, spi: u32, level: bool) {
+        let mut host = Kernel { domain };
+        self.vgic
+            .lock()
+            .set_level(0, intid(32 + spi), level, &mut host);
+    }
+
+    /// Takes a message from a device of the domain's bus.
+    pub(crate) fn msi(
+        &self,
+        domain: &Domain,
+        device: u32,
+        event: u32,
+    ) -> Result<(), vgic::Dropped> {
+        let mut host = Kernel { domain };
+        self.vgic.lock().msi(device, event, &mut host)
+    }
+
+    /// Returns whether the loaded vCPU has an interrupt to take.
+    pub(crate) fn pending(&self, domain: &Domain, vcpu: &Vcpu) -> bool {
+        let mut vgic = self.vgic.lock();
+        let mut host = Kernel { domain };
+        take_back(&mut vgic, vcpu, &mut host);
+        vgic.pending(vcpu.index, virt::read_vmcr())
+    }
+
+    /// Handles the maintenance interrupt: the list registers of the loaded vCPU want attention.
+    pub(crate) fn maintenance(vcpu: &Vcpu) {
+        // The line is level; what it says is kept for `refresh`.
+        virt::write_hcr(virt::read_hcr() & !HCR_EN);
+        arch::asm::isb();
+        vcpu.request(request::INTERRUPTS);
+    }
+
+    /// Brings the list registers of the loaded vCPU up to date.
+    pub(crate) fn refresh(&self, domain: &Domain, vcpu: &Vcpu) {
+        let mut vgic = self.vgic.lock();
+        let mut host = Kernel { domain };
+        if vgic.has_commands() {
+            vgic.process(COMMANDS, &mut host);
+            if vgic.has_commands() {
+                vcpu.request(request::INTERRUPTS);
+            }
+        }
+        take_back(&mut vgic, vcpu, &mut host);
+        fill(&mut vgic, vcpu);
+    }
+
+    /// Saves the virtual CPU interface of a vCPU that is about to be unloaded.
+    pub(crate) fn save(&self, domain: &Domain, vcpu: &Vcpu, state: &mut State) {
+        let mut vgic = self.vgic.lock();
+        take_back(&mut vgic, vcpu, &mut Kernel { domain });
+        let machine = machine::get();
+        state.interface.save(&machine.interface, 0);
+        for number in TIMERS {
+            if vgic.mapped_active(vcpu.index, intid(number)) {
+                machine.set_active(pcpu::this(), local(number), false);
+            }
+        }
+    }
+
+    /// Loads the virtual CPU interface of a vCPU.
+    pub(crate) fn restore(&self, vcpu: &Vcpu, state: &State) {
+        let mut vgic = self.vgic.lock();
+        let machine = machine::get();
+        state.interface.restore(&machine.interface);
+        for number in TIMERS {
+            if vgic.mapped_active(vcpu.index, intid(number)) {
+                machine.set_active(pcpu::this(), local(number), true);
+            }
+        }
+        fill(&mut vgic, vcpu);
+    }
+
+    /// Empties the virtual CPU interface of a vCPU that does not come back.
+    pub(crate) fn discard(&self, domain: &Domain, vcpu: &Vcpu) {
+        let mut vgic = self.vgic.lock();
+        take_back(&mut vgic, vcpu, &mut Kernel { domain });
+        let machine = machine::get();
+        virt::init(&machine.interface);
+        for number in TIMERS {
+            machine.set_active(pcpu::this(), local(number), false);
+        }
+    }
+}
+
+fn map_timers(vgic: &mut Vgic) {
+    for number in TIMERS {
+        vgic.set_mapped(intid(number), Some(intid(number)));
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "an INTID of ours has ten bits"
+)]
+fn intid(number: u32) -> Intid {
+    Intid::new(number as u16)
+}
+
+/// Takes back what the list registers of the loaded vCPU hold.
+fn take_back(vgic: &mut Vgic, vcpu: &Vcpu, host: &mut Kernel<'_>) {
+    let used = vgic.used(vcpu.index);
+    if used == 0 {
+        return;
+    }
+    let mut lrs = [0; virt::MAX_LIST_REGISTERS];
+    let hcr = virt::read_hcr();
+    virt::read_lrs(&mut lrs[..used]);
+    vgic.sync(vcpu.index, hcr, &lrs[..used], host);
+    // What is left in hardware means nothing, and must raise no maintenance interrupt.
+    virt::write_hcr(0);
+    vcpu.request(request::INTERRUPTS);
+}
+
+/// Fills the list registers of the loaded vCPU.
+fn fill(vgic: &mut Vgic, vcpu: &Vcpu) {
+    let machine = machine::get();
+    let mut lrs = [0; virt::MAX_LIST_REGISTERS];
+    let lrs = &mut lrs[..machine.interface.list_registers];
+    let listing = vgic.flush(vcpu.index, virt::read_vmcr(), lrs);
+    virt::write_lrs(lrs);
+    virt::write_hcr(listing.hcr.bits());
+    for number in TIMERS {
+        if listing.deactivate & 1 << number != 0 {
+            machine.set_active(pcpu::this(), local(number), false);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! How domains start, stop and start again.
+//!
+//! ```text
+//!            start                 stop                    last vCPU unloaded
+//!   Off ------------> Running -------------> Stopping ------------------------+
+//!    ^                   ^                      |                             |
+//!    |                   +----- then: reset ----|-----------------------------+
+//!    +---------------------- then: off ---------------------------------------+
+//! ```
+
+use crate::domain::{self, Domain, MakeError, Payload};
+use crate::vcpu::{Activity, State, VcpuRef};
+use crate::{exit, panic, pcpu, sched, terminal};
+use alloc::sync::Arc;
+use arch::address::BLOCK_2M;
+use arch::asm;
+use core::sync::atomic::Ordering;
+use kernel::guest_tree::{self, Platform};
+use kernel::layout;
+use kernel::uart::Uart;
+
+/// Where a domain stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lifecycle {
+    /// No vCPU runs, until it is started.
+    Off,
+    /// It runs.
+    Running,
+    /// Its vCPUs are being stopped.
+    Stopping {
+        /// vCPUs that are still loaded somewhere.
+        loaded: usize,
+        /// What follows.
+        then: Then,
+    },
+}
+
+/// What follows when a domain has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// It stays off: it asked for that.
+    Off,
+    /// It starts again: it asked for that.
+    Reset,
+    /// It stays off: it did something that it must not go on from.
+    Fail(&'static str),
+}
+
+/// Loads a domain's payload and starts its first vCPU.
+pub(crate) fn start(domain: &Arc<Domain>) -> Result<(), MakeError> {
+    let (entry, argument) = load(domain)?;
+    domain.reset_counter();
+    *domain.lifecycle.lock() = Lifecycle::Running;
+    info!("domain {} starts", domain.name());
+    power_on(&domain.reference(0), entry, argument);
+    Ok(())
+}
+
+/// Starts a vCPU that is off; returns whether it was.
+pub(crate) fn power_on(vcpu: &VcpuRef, entry: u64, argument: u64) -> bool {
+    let mut run = vcpu.get().run.lock();
+    if run.activity != Activity::Off || run.loaded.is_some() {
+        return false;
+    }
+    // SAFETY: it is off and loaded nowhere, and `run` is locked.
+    unsafe { *vcpu.get().state() = State::new(entry, argument) };
+    vcpu.get().take_requests();
+    sched::make_ready(vcpu, &mut run);
+    true
+}
+
+/// Stops a domain. Its vCPUs end where they are; the caller may be one of them.
+pub(crate) fn stop(domain: &Domain, then: Then) {
+    let mut lifecycle = domain.lifecycle.lock();
+    if *lifecycle != Lifecycle::Running {
+        return;
+    }
+    if let Then::Fail(why) = then {
+        error!("domain {} is stopped: {why}", domain.name());
+    }
+    // Locks: `lifecycle`, then a vCPU's `run`, then a queue.
+    let loaded = (0..domain.vcpus.len())
+        .filter(|index| sched::stop(&domain.reference(*index)))
+        .count();
+    *lifecycle = Lifecycle::Stopping { loaded, then };
+    drop(lifecycle);
+    if loaded == 0 {
+        stopped(domain, then);
+    }
+}
+
+/// Says that a vCPU of a stopping domain is no longer loaded.
+pub(crate) fn unloaded(vcpu: &VcpuRef) {
+    let domain = &vcpu.domain;
+    let mut lifecycle = domain.lifecycle.lock();
+    let Lifecycle::Stopping { loaded, then } = &mut *lifecycle else {
+        return;
+    };
+    *loaded -= 1;
+    if *loaded == 0 {
+        let then = *then;
+        drop(lifecycle);
+        stopped(domain, then);
+    }
+}
+
+/// All vCPUs are unloaded: what follows.
+fn stopped(domain: &Domain, then: Then) {
+    let domain = domain.reference(0).domain;
+    terminal::end_line(domain.id);
+    domain.interrupts.reset();
+    *domain.uart.lock() = Uart::default();
+    match then {
+        Then::Reset => {
+            info!("domain {} resets", domain.name());
+            if let Err(error) = start(&domain) {
+                error!("domain {} cannot start again: {error}", domain.name());
+                off(&domain);
+            }
+        }
+        Then::Off | Then::Fail(_) => off(&domain),
+    }
+}
+
+fn off(domain: &Domain) {
+    *domain.lifecycle.lock() = Lifecycle::Off;
+    info!("domain {} is off", domain.name());
+    let mut any = false;
+    domain::each(|other| {
+        // A device model has nothing to do once those it serves are gone.
+        let counts = other.config.servers.is_empty();
+        any |= counts && *other.lifecycle.lock() != Lifecycle::Off;
+    });
+    if !any {
+        info!("all domains are off: the machine powers off");
+        panic::stop_machine();
+    }
+}
+
+/// An SError came while a vCPU ran: it is the guest's own to handle.
+pub(crate) fn serror(vcpu: &VcpuRef) {
+    warning!(
+        "an SError goes to vCPU {} of domain {}",
+        vcpu.index,
+        vcpu.domain.name()
+    );
+    exit::pend_serror();
+    pcpu::this().resched.store(true, Ordering::Relaxed);
+}
+
+/// Where a raw binary without a header goes.
+const RAW_OFFSET: u64 = 0x8_0000;
+
+/// Puts a payload where it belongs and returns its entry and its argument: the device tree.
+fn load(domain: &Domain) -> Result<(u64, u64), MakeError> {
+    let memory = &domain.memory;
+    let payload = &domain.payload;
+    let does_not_fit = |_| MakeError::Payload("its memory is too small for its payload");
+    let ram_end = layout::RAM + domain.config.memory;
+    let mut at = layout::MODULES;
+    for (_, module) in &payload.modules {
+        memory.load(at, module).map_err(does_not_fit)?;
+        at += (module.len() as u64).next_multiple_of(BLOCK_2M);
+    }
+    let (entry, tree) = if payload.firmware {
+        memory
+            .load(layout::FLASH.start, payload.code)
+            .map_err(does_not_fit)?;
+        (layout::FLASH.start, layout::RAM)
+    } else {
+        let (offset, size) = placement(payload);
+        memory
+            .load(layout::RAM + offset, payload.code)
+            .map_err(does_not_fit)?;
+        let end = layout::RAM + offset + size;
+        (layout::RAM + offset, end.next_multiple_of(BLOCK_2M))
+    };
+    let initrd = match payload.initrd {
+        Some(initrd) => {
+            let start = tree + BLOCK_2M;
+            let end = start + initrd.len() as u64;
+            if end > ram_end {
+                return Err(does_not_fit(domain::BadAddress));
+            }
+            memory.load(start, initrd).map_err(does_not_fit)?;
+            Some(start..end)
+        }
+        None => None,
+    };
+    let blob = guest_tree::make(&Platform {
+        memory: domain.config.memory,
+        vcpus: domain.vcpus.len(),
+        host_bridge: domain.config.host_bridge,
+        cmdline: &domain.config.cmdline,
+        initrd,
+        modules: &domain.modules(),
+        servers: &[],
+    })
+    .map_err(|_| MakeError::NoMemory("its device tree"))?;
+    if blob.len() as u64 > BLOCK_2M || tree + blob.len() as u64 > ram_end {
+        return Err(does_not_fit(domain::BadAddress));
+    }
+    memory.load(tree, &blob).map_err(does_not_fit)?;
+    asm::ic_ialluis();
+    asm::dsb_ish();
+    Ok((entry, tree))
+}
+
+/// Returns where in RAM a kernel goes and how much it takes (Linux,
+/// Documentation/arch/arm64/booting.rst).
+fn placement(payload: &Payload) -> (u64, u64) {
+    let code = payload.code;
+    let field = |at: usize| {
+        let bytes = code.get(at..at + 8)?;
+        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    };
+    let len = code.len() as u64;
+    match (code.get(0x38..0x3c), field(8), field(16)) {
+        (Some(b"ARM\x64"), Some(offset), Some(size)) if offset < BLOCK_2M && size < 1 << 40 => {
+            (offset, size.max(len))
+        }
+        _ => (RAW_OFFSET, len),
+    }
+}

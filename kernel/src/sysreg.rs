@@ -1,0 +1,188 @@
+//! System registers that trap: what the guest learns of its processor, and what it may not touch.
+
+use crate::exit::{self, Exception, Next};
+use crate::pcpu::Running;
+use arch::syndrome::{SysReg, register};
+use arch::sysreg;
+use kernel::features;
+use vgic::Group;
+
+/// ICC_SGI1R_EL1, ICC_ASGI1R_EL1 and ICC_SGI0R_EL1.
+const SGI1R: u32 = register(3, 0, 12, 11, 5);
+const ASGI1R: u32 = register(3, 0, 12, 11, 6);
+const SGI0R: u32 = register(3, 0, 12, 11, 7);
+/// ICC_DIR_EL1, which is trapped while interrupts are active outside the list registers.
+const DIR: u32 = register(3, 0, 12, 11, 1);
+/// DC ISW, CSW and CISW.
+const DC_ISW: u32 = register(1, 0, 7, 6, 2);
+const DC_CSW: u32 = register(1, 0, 7, 10, 2);
+const DC_CISW: u32 = register(1, 0, 7, 14, 2);
+const SCTLR: u32 = register(3, 0, 1, 0, 0);
+const ACTLR: u32 = register(3, 0, 1, 0, 1);
+const OSLAR: u32 = register(2, 0, 1, 0, 4);
+const OSLSR: u32 = register(2, 0, 1, 1, 4);
+const OSDLR: u32 = register(2, 0, 1, 3, 4);
+const DBGPRCR: u32 = register(2, 0, 1, 4, 4);
+const MDRAR: u32 = register(2, 0, 1, 0, 0);
+
+/// OSLSR_EL1: the lock is implemented (OSLM), and its state (D24.3.27).
+const OSLSR_IMPLEMENTED: u64 = 1 << 3;
+const OSLSR_LOCKED: u64 = 1 << 1;
+
+/// Handles a trapped access.
+pub(crate) fn handle(running: &mut Running<'_>, access: SysReg) -> Next {
+    if let Some(answer) = identification(access) {
+        return read(running, access, answer);
+    }
+    match access.register {
+        SGI1R | ASGI1R | SGI0R if !access.read => {
+            let value = running.state.frame.register(access.rt);
+            // With one security state, ICC_ASGI1R_EL1 does what ICC_SGI0R_EL1 does (12.2.5).
+            let group = match access.register {
+                SGI1R => Group::One,
+                _ => Group::Zero,
+            };
+            running.domain.interrupts.sgi(running, value, group);
+            Next::Skip
+        }
+        DIR if !access.read => {
+            let value = running.state.frame.register(access.rt);
+            running.domain.interrupts.deactivate(running, value);
+            Next::Skip
+        }
+        DC_ISW | DC_CSW | DC_CISW if !access.read => maintain_by_set_way(running),
+        ACTLR => read_or_ignore(running, access, 0),
+        OSLAR if !access.read => {
+            running.state.os_lock = running.state.frame.register(access.rt) & 1 != 0;
+            Next::Skip
+        }
+        OSLSR if access.read => {
+            let locked = if running.state.os_lock {
+                OSLSR_LOCKED
+            } else {
+                0
+            };
+            read(running, access, OSLSR_IMPLEMENTED | locked)
+        }
+        OSDLR | DBGPRCR => read_or_ignore(running, access, 0),
+        MDRAR if access.read => read(running, access, 0),
+        debug if debug >> 20 == 2 && is_breakpoint_or_control(debug) => exit::use_debug(running),
+        debug if debug >> 20 == 2 => read_or_ignore(running, access, 0),
+        _ if !access.read && running.state.watches_caches => write_watched(running, access),
+        _ => Next::Inject(Exception::Undefined),
+    }
+}
+
+/// Maintenance by set and way reaches only the caches of the pCPU that does it, and the vCPU may
+/// move: all of the domain's memory is cleaned and invalidated by address instead, once. It has to
+/// be done again only after the guest has turned its caches on or off, which is watched for by
+/// trapping writes to its translation registers (HCR_EL2.TVM).
+fn maintain_by_set_way(running: &mut Running<'_>) -> Next {
+    if running.state.watches_caches {
+        return Next::Skip;
+    }
+    if !running.domain.clean_some() {
+        // The guest tries again, so that interrupts are taken in between.
+        return Next::Resume;
+    }
+    running.state.watches_caches = true;
+    exit::watch_caches(true);
+    Next::Skip
+}
+
+/// SCTLR_EL1.M and C: the guest's memory is cached.
+const SCTLR_CACHED: u64 = 0b101;
+
+/// Carries out a write that was trapped to see caches go on and off.
+fn write_watched(running: &mut Running<'_>, access: SysReg) -> Next {
+    let value = running.state.frame.register(access.rt);
+    macro_rules! registers {
+        ($($op1:literal $crn:literal $crm:literal $op2:literal $name:literal,)*) => {
+            match access.register {
+                $(number if number == register(3, $op1, $crn, $crm, $op2) => {
+                    sysreg::write!($name, value);
+                })*
+                _ => return Next::Inject(Exception::Undefined),
+            }
+        };
+    }
+    let cached = |sctlr: u64| sctlr & SCTLR_CACHED == SCTLR_CACHED;
+    let toggles = access.register == SCTLR && cached(value) != cached(sysreg::read!("sctlr_el1"));
+    if toggles && !running.domain.clean_some() {
+        return Next::Resume;
+    }
+    registers! {
+        0 1 0 0 "sctlr_el1",
+        0 2 0 0 "ttbr0_el1",
+        0 2 0 1 "ttbr1_el1",
+        0 2 0 2 "tcr_el1",
+        0 5 1 0 "afsr0_el1",
+        0 5 1 1 "afsr1_el1",
+        0 5 2 0 "esr_el1",
+        0 6 0 0 "far_el1",
+        0 10 2 0 "mair_el1",
+        0 10 3 0 "amair_el1",
+        0 13 0 1 "contextidr_el1",
+    }
+    if toggles && cached(value) {
+        running.state.watches_caches = false;
+        exit::watch_caches(false);
+    }
+    Next::Skip
+}
+
+/// Returns whether a debug register is one that `arch::context` switches: the breakpoints and
+/// watchpoints (CRn 0, op1 0, op2 4 to 7) and MDSCR_EL1.
+fn is_breakpoint_or_control(number: u32) -> bool {
+    let op1 = number >> 14 & 7;
+    let crn = number >> 10 & 0xf;
+    let op2 = number >> 17 & 7;
+    op1 == 0 && crn == 0 && (op2 >= 4 || number == register(2, 0, 0, 2, 2))
+}
+
+fn read(running: &mut Running<'_>, access: SysReg, value: u64) -> Next {
+    if !access.read {
+        return Next::Inject(Exception::Undefined);
+    }
+    running.state.frame.set_register(access.rt, value);
+    Next::Skip
+}
+
+fn read_or_ignore(running: &mut Running<'_>, access: SysReg, value: u64) -> Next {
+    if access.read {
+        running.state.frame.set_register(access.rt, value);
+    }
+    Next::Skip
+}
+
+/// Returns what a feature register says to guests, or `None` if it is none (op0 3, op1 0, CRn 0,
+/// CRm 1 to 7).
+fn identification(access: SysReg) -> Option<u64> {
+    let group = register(3, 0, 0, 0, 0);
+    if access.register & !register(0, 0, 0, 7, 7) != group {
+        return None;
+    }
+    let crm = access.register >> 1 & 7;
+    let op2 = access.register >> 17 & 7;
+    Some(features::shown(crm, op2, read_feature(crm, op2)?))
+}
+
+/// Reads a feature register of this pCPU. Those that no version of the architecture has defined
+/// read zero.
+fn read_feature(crm: u32, op2: u32) -> Option<u64> {
+    macro_rules! all {
+        ($($crm:literal)*) => {
+            match crm {
+                $($crm => Some(all!(@row $crm, 0 1 2 3 4 5 6 7)),)*
+                _ => None,
+            }
+        };
+        (@row $crm:literal, $($op2:literal)*) => {
+            match op2 {
+                $($op2 => sysreg::read!(concat!("s3_0_c0_c", $crm, "_", $op2)),)*
+                _ => 0,
+            }
+        };
+    }
+    all!(1 2 3 4 5 6 7)
+}
