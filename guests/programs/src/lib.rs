@@ -24,4 +24,6 @@ mod random;
 #[cfg(target_os = "none")]
 pub mod selftest;
 #[cfg(target_os = "none")]
+mod simd;
+#[cfg(target_os = "none")]
 pub mod virtio_blk;

@@ -48,31 +48,47 @@ pub fn affinity() -> u64 {
     read_sysreg!("mpidr_el1") & 0xff_00ff_ffff
 }
 
+/// A stack, and what a vCPU is to do on it. It can be used again once that vCPU is off.
+#[derive(Clone, Copy)]
+pub struct Launch(&'static Start);
+
+impl Launch {
+    /// Makes a launch: `run(argument)`, with `index` as the vCPU's index.
+    ///
+    /// Its memory is never given back, since nobody can say when a vCPU that is off has left its
+    /// stack for the last time.
+    pub fn new(index: usize, run: fn(usize), argument: usize) -> Self {
+        let memory: Vec<u128> = Vec::with_capacity(STACK_SIZE / size_of::<u128>());
+        let stack = memory.as_ptr() as usize + STACK_SIZE;
+        Self(Box::leak(Box::new(Start {
+            stack: stack as u64,
+            index: index as u64,
+            run,
+            argument,
+            memory,
+        })))
+    }
+
+    /// Starts the vCPU with affinity `target`. It turns itself off when the function returns.
+    pub fn start(self, target: u64) -> Result<(), smccc::PsciError> {
+        let address = &raw const *self.0 as usize;
+        mmu::clean(address, size_of::<Start>());
+        // Nothing of the stack's old content may be written back over what the vCPU pushes before
+        // its caches are on.
+        mmu::clean(small(self.0.stack) - STACK_SIZE, STACK_SIZE);
+        let entry = boot_secondary as *const () as u64;
+        smccc::cpu_on(target, entry, address as u64)
+    }
+}
+
 /// Starts the vCPU with affinity `target` at `run(argument)`, with `index` as its index.
-///
-/// It turns itself off when `run` returns. Its stack and this bookkeeping are never given back, since
-/// nobody can say when a vCPU that is off has left its stack for the last time.
 pub fn start(
     target: u64,
     index: usize,
     run: fn(usize),
     argument: usize,
 ) -> Result<(), smccc::PsciError> {
-    let memory: Vec<u128> = Vec::with_capacity(STACK_SIZE / size_of::<u128>());
-    let stack = memory.as_ptr() as usize + STACK_SIZE;
-    let start = Box::leak(Box::new(Start {
-        stack: stack as u64,
-        index: index as u64,
-        run,
-        argument,
-        memory,
-    }));
-    let address = &raw const *start as usize;
-    mmu::clean(address, size_of::<Start>());
-    // Nothing of the heap's old content may be written back over what the new vCPU pushes.
-    mmu::clean(stack - STACK_SIZE, STACK_SIZE);
-    let entry = boot_secondary as *const () as u64;
-    smccc::cpu_on(target, entry, address as u64)
+    Launch::new(index, run, argument).start(target)
 }
 
 /// Waits for an interrupt, pending ones included, also if they are masked.

@@ -285,6 +285,18 @@ pub fn end(intid: u32) {
     synchronize();
 }
 
+/// Deactivates an interrupt, where ending it only drops its priority (see [`split_end`]).
+pub fn deactivate(intid: u32) {
+    write_sysreg!("icc_dir_el1", u64::from(intid));
+    synchronize();
+}
+
+/// Makes [`end`] only drop the priority, or deactivate too (ICC_CTLR_EL1.EOImode).
+pub fn split_end(split: bool) {
+    write_sysreg!("icc_ctlr_el1", if split { 2 } else { 0 });
+    synchronize();
+}
+
 /// Sets the priority below which nothing is delivered.
 pub fn set_mask(priority: u8) {
     write_sysreg!("icc_pmr_el1", u64::from(priority));

@@ -56,6 +56,40 @@ pub struct Its {
     entry_bytes: usize,
 }
 
+/// What a vCPU needs to turn its LPIs on.
+#[derive(Clone, Copy, Debug)]
+pub struct Lpis {
+    its: Window,
+    configuration: usize,
+}
+
+impl Lpis {
+    /// Turns LPIs on for the calling vCPU, if they are not: the tables of LPIs that are on may not be
+    /// moved.
+    pub fn enable(self) {
+        let gicr = gic::redistributor();
+        if gicr.read32(reg::GICR_CTLR) & 1 != 0 {
+            return;
+        }
+        let properties = GICR_CACHEABLE | SHAREABLE | self.configuration as u64 | (LPI_BITS - 1);
+        gicr.write64(reg::GICR_PROPBASER, properties);
+        // The table is zeroed: PTZ.
+        let pending = GICR_CACHEABLE | SHAREABLE | 1 << 62 | table(GRANULE) as u64;
+        gicr.write64(reg::GICR_PENDBASER, pending);
+        gicr.write32(reg::GICR_CTLR, 1);
+    }
+
+    /// Returns what MAPC and MOVALL call the calling vCPU (GITS_TYPER.PTA).
+    pub fn target(self) -> u64 {
+        let gicr = gic::redistributor();
+        if self.its.read64(TYPER) & 1 << 19 != 0 {
+            gicr.base() as u64 >> 16
+        } else {
+            gicr.read64(reg::GICR_TYPER) >> 8 & 0xffff
+        }
+    }
+}
+
 /// A command did not complete: CREADR does not move on, or says "stalled".
 #[derive(Debug)]
 pub struct Stalled {
@@ -67,7 +101,21 @@ impl Its {
     /// Sets the ITS up, and LPIs on this vCPU; `None` if the machine has no ITS.
     pub fn new() -> Option<Self> {
         let window = platform::get().its?;
-        let typer = window.read64(TYPER);
+        let mut its = Self {
+            window,
+            commands: 0,
+            write: 0,
+            configuration: table(1 << LPI_BITS),
+            entry_bytes: small(window.read64(TYPER) >> 4 & 0xf) + 1,
+        };
+        its.reset();
+        its.lpis().enable();
+        Some(its)
+    }
+
+    /// Starts the ITS anew, with empty tables, as a kernel does that was started by another.
+    pub fn reset(&mut self) {
+        let window = self.window;
         window.write32(CTLR, 0);
         // GITS_CTLR.Quiescent is bit 31.
         while window.read32(CTLR) & 1 << 31 == 0 {
@@ -78,42 +126,24 @@ impl Its {
         }
         let commands = table(COMMANDS);
         let pages = (COMMANDS / 0x1000 - 1) as u64;
-        window.write64(
-            CBASER,
-            VALID | CACHEABLE | SHAREABLE | commands as u64 | pages,
-        );
+        let base = VALID | CACHEABLE | SHAREABLE | commands as u64 | pages;
+        window.write64(CBASER, base);
         window.write64(CWRITER, 0);
         window.write32(CTLR, 1);
-        let its = Self {
-            window,
-            commands,
-            write: 0,
-            configuration: table(1 << LPI_BITS),
-            entry_bytes: small(typer >> 4 & 0xf) + 1,
-        };
-        its.enable_lpis();
-        Some(its)
+        (self.commands, self.write) = (commands, 0);
     }
 
-    /// Turns LPIs on for the calling vCPU.
-    pub fn enable_lpis(&self) {
-        let gicr = gic::redistributor();
-        let properties = GICR_CACHEABLE | SHAREABLE | self.configuration as u64 | (LPI_BITS - 1);
-        gicr.write64(reg::GICR_PROPBASER, properties);
-        // The table is zeroed: PTZ.
-        let pending = GICR_CACHEABLE | SHAREABLE | 1 << 62 | table(GRANULE) as u64;
-        gicr.write64(reg::GICR_PENDBASER, pending);
-        gicr.write32(reg::GICR_CTLR, 1);
-    }
-
-    /// Returns what MAPC and MOVALL call the calling vCPU (GITS_TYPER.PTA).
-    pub fn target(&self) -> u64 {
-        let gicr = gic::redistributor();
-        if self.window.read64(TYPER) & 1 << 19 != 0 {
-            gicr.base() as u64 >> 16
-        } else {
-            gicr.read64(reg::GICR_TYPER) >> 8 & 0xffff
+    /// Returns what other vCPUs need to turn their LPIs on.
+    pub fn lpis(&self) -> Lpis {
+        Lpis {
+            its: self.window,
+            configuration: self.configuration,
         }
+    }
+
+    /// Returns what MAPC and MOVALL call the calling vCPU.
+    pub fn target(&self) -> u64 {
+        self.lpis().target()
     }
 
     /// Returns the address that devices write their MSIs to.
