@@ -358,9 +358,9 @@ impl Gic {
             return;
         };
         if place == Place::Active {
-            cpu.active.remove(&mut self.irqs, vcpu, intid);
+            cpu.active.remove(&mut self.irqs, home, intid);
         } else if let Some(queue) = cpu.ready.get_mut(group) {
-            queue.remove(&mut self.irqs, vcpu, intid);
+            queue.remove(&mut self.irqs, home, intid);
         }
     }
 
@@ -394,10 +394,10 @@ impl Gic {
         }
         let irq = self.irqs.get_mut(vcpu, intid)?;
         (irq.place, irq.home) = (Place::Ready, home);
-        cpu.ready
-            .get_mut(group)?
-            .push(&mut self.irqs, vcpu, intid, end);
-        (self.groups & 1 << group != 0).then_some(usize::from(home))
+        let home = usize::from(home);
+        let queue = cpu.ready.get_mut(group)?;
+        queue.push(&mut self.irqs, home, intid, end);
+        (self.groups & 1 << group != 0).then_some(home)
     }
 
     /// An active interrupt stays with the vCPU that it is active on.
@@ -409,7 +409,7 @@ impl Gic {
         irq.place = Place::Active;
         let home = usize::from(irq.home);
         let cpu = self.cpus.get_mut(home)?;
-        cpu.active.push(&mut self.irqs, vcpu, intid, end);
+        cpu.active.push(&mut self.irqs, home, intid, end);
         Some(home)
     }
 
@@ -465,7 +465,7 @@ impl Gic {
             cpu.listed()
                 .filter(|intid| intid.is_private() != shared && !intid.is_lpi())
                 .filter_map(|intid| self.irqs.get(vcpu, intid))
-                .any(|irq| !irq.has(Flags::ACTIVE) && stale(irq))
+                .any(|irq| (!irq.has(Flags::ACTIVE) || irq.has(Flags::PUSHED)) && stale(irq))
         })
     }
 
@@ -619,7 +619,8 @@ impl Gic {
             None => lr.set(Lr::EOI, !irq.has(Flags::EDGE)),
         }
         lr.set(Lr::ACTIVE, active);
-        if !active || irq.has(Flags::EDGE | Flags::LATCH) {
+        let allowed = irq.has(Flags::ENABLED) && self.groups & 1 << irq.group() != 0;
+        if !active || allowed && irq.has(Flags::EDGE | Flags::LATCH) {
             lr |= Lr::PENDING;
             irq.flags.set(Flags::PUSHED, irq.has(Flags::LATCH));
             irq.flags -= Flags::LATCH;

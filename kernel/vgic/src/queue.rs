@@ -24,7 +24,8 @@ pub(crate) enum End {
     Back,
 }
 
-/// The queue. Its members belong to one vCPU.
+/// The queue. Its members are at home on one vCPU, which the methods are given: private interrupts
+/// have the same numbers on each.
 #[derive(Clone, Debug)]
 pub(crate) struct Queue {
     /// The most significant bit stands for level 0.
