@@ -86,23 +86,38 @@ impl Cpu {
         count(zero, 1) + count(one, 2)
     }
 
-    /// Returns the most urgent interrupt of `groups` that can be delivered, and its level.
-    fn best(&self, groups: u8) -> Option<(Intid, u32)> {
+    fn has_ready(&self, groups: u8) -> bool {
         let [zero, one] = &self.ready;
-        let level = |queue: &Queue, bit| {
-            if groups & bit == 0 {
-                32
-            } else {
-                queue.best_level()
-            }
+        groups & 1 != 0 && !zero.is_empty() || groups & 2 != 0 && !one.is_empty()
+    }
+
+    /// Returns the queue with the most urgent interrupt of `groups`, and its priority.
+    #[inline]
+    fn best(&mut self, groups: u8) -> Option<&mut Queue> {
+        let [zero, one] = &mut self.ready;
+        let level0 = if groups & 1 == 0 {
+            32
+        } else {
+            zero.best_level()
         };
-        let (level0, level1) = (level(zero, 1), level(one, 2));
-        let queue = if level0 <= level1 { zero } else { one };
-        let level = level0.min(level1);
-        if level == 32 {
+        let level1 = if groups & 2 == 0 {
+            32
+        } else {
+            one.best_level()
+        };
+        if level0.min(level1) == 32 {
             return None;
         }
-        Some((queue.first()?, level))
+        Some(if level0 <= level1 { zero } else { one })
+    }
+
+    /// Returns the most urgent priority of `groups` that can be delivered.
+    fn best_priority(&self, groups: u8) -> u32 {
+        let levels = self.ready.iter().enumerate().map(|(group, queue)| {
+            let on = groups & 1 << group != 0;
+            if on { queue.best_level() } else { 32 }
+        });
+        levels.min().unwrap_or(32) << 3
     }
 
     fn listed(&self) -> impl Iterator<Item = Intid> {
@@ -133,7 +148,10 @@ pub(crate) struct Gic {
     clusters: Vec<Cluster>,
     /// The physical interrupts behind private ones; 0 is none.
     physical: [u16; PRIVATE],
-    vtr: Vtr,
+    /// List registers.
+    room: usize,
+    /// Whether `ICC_DIR_EL1` can be trapped alone.
+    traps_dir: bool,
     /// The next vCPU that gets an interrupt that may go to any.
     next_any: usize,
 }
@@ -162,7 +180,8 @@ impl Gic {
             has_lpis: config.its,
             budget: Budget::new(TABLE_BYTES),
             physical: [0; PRIVATE],
-            vtr: Vtr(config.vtr),
+            room: Vtr(config.vtr).list_registers(),
+            traps_dir: Vtr(config.vtr).traps_dir(),
             next_any: 0,
         })
     }
@@ -304,11 +323,21 @@ impl Gic {
 
     /// Makes an interrupt pending once.
     pub(crate) fn pulse(&mut self, vcpu: usize, intid: Intid, host: &mut impl Host) {
-        match self.irqs.get(vcpu, intid) {
-            Some(irq) if !irq.has(Flags::LATCH) => {
-                self.change(vcpu, intid, host, |irq| irq.flags |= Flags::LATCH);
-            }
-            _ => {}
+        let Some(irq) = self.irqs.get_mut(vcpu, intid) else {
+            return;
+        };
+        // An active one stays in its queue: what is pending does not count for its place.
+        let already = irq.has(Flags::LATCH) || irq.place == Place::Ready;
+        irq.flags |= Flags::LATCH;
+        if already {
+            return;
+        }
+        let other = match irq.place {
+            Place::Idle => self.link(vcpu, intid, End::Back),
+            _ => Some(usize::from(irq.home)),
+        };
+        if let Some(vcpu) = other {
+            self.touch(vcpu, host);
         }
     }
 
@@ -476,20 +505,24 @@ impl Gic {
         let Some(cpu) = self.cpus.get_mut(vcpu) else {
             return;
         };
-        let (used, written) = (core::mem::take(&mut cpu.used), cpu.written);
+        let used = core::mem::take(&mut cpu.used);
         for _ in 0..lr::eoi_count(hcr) {
             self.end_unlisted(vcpu, host);
         }
         // From the last to the first, so that what goes back to the head of its queue keeps the
         // order.
-        for (index, written) in written.iter().enumerate().take(used).rev() {
-            let now = *lrs.get(index).unwrap_or(written);
-            let (written, now) = (Lr::from_bits_retain(*written), Lr::from_bits_retain(now));
+        for index in (0..used).rev() {
+            let Some(cpu) = self.cpus.get(vcpu) else {
+                return;
+            };
+            let written = *cpu.written.get(index).unwrap_or(&0);
+            let now = *lrs.get(index).unwrap_or(&written);
+            let (written, now) = (Lr::from_bits_retain(written), Lr::from_bits_retain(now));
             self.take_back(vcpu, written, now, host);
         }
+        let groups = self.groups;
         if let Some(cpu) = self.cpus.get_mut(vcpu) {
-            let groups = self.groups;
-            cpu.dirty = cpu.ready(groups) != 0 || !cpu.active.is_empty() || cpu.deactivate != 0;
+            cpu.dirty = cpu.has_ready(groups) || !cpu.active.is_empty() || cpu.deactivate != 0;
         }
     }
 
@@ -528,11 +561,20 @@ impl Gic {
         if now.is_invalid() && written.contains(Lr::EOI) && !intid.is_private() {
             host.ended(intid);
         }
-        let end = if now.is_invalid() {
-            End::Back
-        } else {
-            End::Front
-        };
+        if irq
+            .flags
+            .intersects(Flags::PENDING | Flags::ACTIVE | Flags::PHYSICAL)
+        {
+            let end = if now.is_invalid() {
+                End::Back
+            } else {
+                End::Front
+            };
+            self.relink(vcpu, intid, end, host);
+        }
+    }
+
+    fn relink(&mut self, vcpu: usize, intid: Intid, end: End, host: &mut impl Host) {
         if let Some(other) = self.link(vcpu, intid, end).filter(|other| *other != vcpu) {
             self.touch(other, host);
         }
@@ -540,98 +582,112 @@ impl Gic {
 
     /// Chooses what goes into the list registers of a vCPU that hold nothing of it.
     fn flush(&mut self, vcpu: usize, vmcr: u64, lrs: &mut [u64]) -> Listing {
-        let mut hcr = Hcr::EN;
-        let room = self.vtr.list_registers().min(lrs.len());
-        let mut groups = self.groups;
-        let deactivate = self.list_active(vcpu, room, &mut hcr);
-        if let Some(cpu) = self.cpus.get(vcpu)
-            && cpu.ready(groups) > room - cpu.used.min(room)
-        {
-            groups &= lr::enabled_groups(vmcr);
-            hcr |= watch_groups(self.groups, groups);
+        let mut listing = Listing {
+            used: 0,
+            hcr: Hcr::EN,
+            deactivate: 0,
+        };
+        let Some(cpu) = self.cpus.get_mut(vcpu) else {
+            return listing;
+        };
+        cpu.dirty = false;
+        listing.deactivate = core::mem::take(&mut cpu.deactivate);
+        let mut list = List {
+            vcpu,
+            physical: &self.physical,
+            groups: self.groups,
+            room: self.room.min(lrs.len()),
+            lrs,
+        };
+        if !cpu.active.is_empty() && !list.active(cpu, &mut self.irqs) {
+            listing.hcr |= Hcr::LRENPIE;
+            listing.hcr.set(Hcr::TDIR, self.traps_dir);
         }
-        while let Some(cpu) = self.cpus.get(vcpu)
-            && let Some((intid, _)) = cpu.best(groups)
-        {
-            if cpu.used >= room {
-                hcr |= Hcr::NPIE;
-                break;
-            }
-            self.unlink(vcpu, intid);
-            self.list(vcpu, intid);
+        listing.hcr |= list.ready(cpu, &mut self.irqs, vmcr);
+        listing.used = cpu.used;
+        listing
+    }
+}
+
+/// List registers that are being filled.
+struct List<'a> {
+    vcpu: usize,
+    physical: &'a [u16; PRIVATE],
+    groups: u8,
+    room: usize,
+    lrs: &'a mut [u64],
+}
+
+impl List<'_> {
+    /// Lists what is active, the most urgent first: this is what the guest ends first. One list
+    /// register is left for what is pending. Returns whether all fit.
+    fn active(&mut self, cpu: &mut Cpu, irqs: &mut Irqs) -> bool {
+        let left = usize::from(cpu.has_ready(self.groups));
+        while cpu.used + left < self.room {
+            let Some(intid) = cpu.active.pop(irqs, self.vcpu) else {
+                return true;
+            };
+            self.put(cpu, irqs, intid);
         }
-        let mut used = 0;
-        if let Some(cpu) = self.cpus.get_mut(vcpu) {
-            cpu.dirty = false;
-            used = cpu.used;
-            lrs.iter_mut()
-                .zip(&cpu.written)
-                .take(used)
-                .for_each(|(lr, written)| *lr = *written);
-        }
-        Listing {
-            used,
-            hcr,
-            deactivate,
-        }
+        cpu.active.is_empty()
     }
 
-    /// Lists what is active, the most urgent first: this is what the guest ends first. One list
-    /// register is left for what is pending. Returns what has to be deactivated.
-    fn list_active(&mut self, vcpu: usize, room: usize, hcr: &mut Hcr) -> u32 {
-        let groups = self.groups;
-        let Some(cpu) = self.cpus.get_mut(vcpu) else {
-            return 0;
-        };
-        let deactivate = core::mem::take(&mut cpu.deactivate);
-        let room = room - usize::from(cpu.ready(groups) != 0).min(room);
-        while let Some(cpu) = self.cpus.get(vcpu)
-            && let Some(intid) = cpu.active.first()
-        {
-            if cpu.used >= room {
-                *hcr |= Hcr::LRENPIE;
-                hcr.set(Hcr::TDIR, self.vtr.traps_dir());
-                break;
-            }
-            self.unlink(vcpu, intid);
-            self.list(vcpu, intid);
+    /// Lists what can be delivered, and returns how to hear of it when there is room for the rest.
+    fn ready(&mut self, cpu: &mut Cpu, irqs: &mut Irqs, vmcr: u64) -> Hcr {
+        let (mut hcr, mut groups) = (Hcr::empty(), self.groups);
+        if cpu.ready(groups) > self.room - cpu.used.min(self.room) {
+            groups &= lr::enabled_groups(vmcr);
+            hcr = watch_groups(self.groups, groups);
         }
-        deactivate
+        while cpu.used < self.room {
+            let queue = cpu.best(groups);
+            let Some(intid) = queue.and_then(|queue| queue.pop(irqs, self.vcpu)) else {
+                return hcr;
+            };
+            self.put(cpu, irqs, intid);
+        }
+        hcr.set(Hcr::NPIE, cpu.has_ready(groups));
+        hcr
     }
 
     /// Puts an interrupt that is in no queue into the next list register.
-    fn list(&mut self, vcpu: usize, intid: Intid) {
-        let physical = self.physical(intid);
-        let Some(irq) = self.irqs.get_mut(vcpu, intid) else {
-            return;
-        };
-        let Some(cpu) = self.cpus.get_mut(vcpu) else {
-            return;
-        };
-        let mut lr = Lr::of(intid, irq.priority);
-        lr.set(Lr::GROUP1, irq.has(Flags::GROUP1));
-        let active = irq.has(Flags::ACTIVE);
-        // With a list register that is tied to a physical interrupt, no maintenance interrupt
-        // would tell of the end of the first of two.
-        let twice = active && irq.has(Flags::LATCH);
-        match physical.filter(|_| irq.has(Flags::PHYSICAL) && !twice) {
-            Some(physical) => lr = lr.with_physical(physical),
-            None => lr.set(Lr::EOI, !irq.has(Flags::EDGE)),
-        }
-        lr.set(Lr::ACTIVE, active);
-        let allowed = irq.has(Flags::ENABLED) && self.groups & 1 << irq.group() != 0;
-        if !active || allowed && irq.has(Flags::EDGE | Flags::LATCH) {
-            lr |= Lr::PENDING;
-            irq.flags.set(Flags::PUSHED, irq.has(Flags::LATCH));
-            irq.flags -= Flags::LATCH;
-        }
-        irq.place = Place::Listed;
-        irq.home = u16::try_from(vcpu).unwrap_or(NOBODY);
-        if let Some(written) = cpu.written.get_mut(cpu.used) {
-            *written = lr.bits();
+    #[inline]
+    fn put(&mut self, cpu: &mut Cpu, irqs: &mut Irqs, intid: Intid) {
+        let slots = (self.lrs.get_mut(cpu.used), cpu.written.get_mut(cpu.used));
+        if let (Some(slot), Some(written)) = slots
+            && let Some(irq) = irqs.get_mut(self.vcpu, intid)
+        {
+            let physical = self.physical.get(intid.index());
+            let lr = compose(irq, intid, *physical.unwrap_or(&0), self.groups).bits();
+            irq.place = Place::Listed;
             cpu.used += 1;
+            (*slot, *written) = (lr, lr);
         }
     }
+}
+
+/// Returns the list register of an interrupt, into which its latch goes.
+#[inline]
+fn compose(irq: &mut Irq, intid: Intid, physical: u16, groups: u8) -> Lr {
+    let mut lr = Lr::of(intid, irq.priority);
+    lr.set(Lr::GROUP1, irq.has(Flags::GROUP1));
+    let active = irq.has(Flags::ACTIVE);
+    // With a list register that is tied to a physical interrupt, no maintenance interrupt would
+    // tell of the end of the first of two.
+    let twice = active && irq.has(Flags::LATCH);
+    if irq.has(Flags::PHYSICAL) && physical != 0 && !twice {
+        lr = lr.with_physical(physical);
+    } else {
+        lr.set(Lr::EOI, !irq.has(Flags::EDGE));
+    }
+    lr.set(Lr::ACTIVE, active);
+    let again = || irq.has(Flags::ENABLED | Flags::EDGE | Flags::LATCH);
+    if !active || again() && groups & 1 << irq.group() != 0 {
+        lr |= Lr::PENDING;
+        irq.flags.set(Flags::PUSHED, irq.has(Flags::LATCH));
+        irq.flags -= Flags::LATCH;
+    }
+    lr
 }
 
 /// Returns the bits that tell when the guest enables or disables one of the groups in `all`, now
@@ -788,7 +844,7 @@ impl Vgic {
     #[must_use]
     pub fn pending(&self, vcpu: usize, vmcr: u64) -> bool {
         let groups = self.gic.groups & lr::enabled_groups(vmcr);
-        let best = self.gic.cpus.get(vcpu).and_then(|cpu| cpu.best(groups));
-        best.is_some_and(|(_, level)| level << 3 < u32::from(lr::priority_mask(vmcr)))
+        let cpu = self.gic.cpus.get(vcpu);
+        cpu.is_some_and(|cpu| cpu.best_priority(groups) < u32::from(lr::priority_mask(vmcr)))
     }
 }

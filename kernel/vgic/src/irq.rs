@@ -87,6 +87,8 @@ bitflags! {
         const MAKE_IDLE = 1 << 10;
         /// Goes to any vCPU (`GICD_IROUTER.Interrupt_Routing_Mode`).
         const ANY = 1 << 11;
+        /// What may make it pending.
+        const PENDING = Self::LATCH.bits() | Self::LINE.bits();
     }
 }
 

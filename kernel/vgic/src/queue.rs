@@ -67,6 +67,23 @@ impl Queue {
         Some(self.ends.get(self.best_level() as usize)?.first)
     }
 
+    /// Removes the most urgent member.
+    #[inline]
+    pub(crate) fn pop(&mut self, irqs: &mut Irqs, vcpu: usize) -> Option<Intid> {
+        let level = self.best_level() as usize;
+        let ends = self.ends.get_mut(level)?;
+        let intid = ends.first;
+        let irq = irqs.get_mut(vcpu, intid)?;
+        self.count -= 1;
+        ends.first = core::mem::replace(&mut irq.next, NONE);
+        if ends.first == NONE {
+            self.levels &= !bit(level);
+        } else if let Some(next) = irqs.get_mut(vcpu, ends.first) {
+            next.previous = NONE;
+        }
+        Some(intid)
+    }
+
     /// Adds an interrupt that is in no queue.
     pub(crate) fn push(&mut self, irqs: &mut Irqs, vcpu: usize, intid: Intid, end: End) {
         let Some(irq) = irqs.get_mut(vcpu, intid) else {

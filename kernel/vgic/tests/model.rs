@@ -127,7 +127,7 @@ impl Model {
             intid,
             enabled: false,
             group1: true,
-            edge: intid < 16 || intid >= 8192,
+            edge: !(16..8192).contains(&intid),
             latch: false,
             line: false,
             active: false,
@@ -333,12 +333,12 @@ impl Run {
                 }
                 Some(intid) => model.find(vcpu, intid).active = false,
             },
-            Step::Deactivate(vcpu, choice) if machine.cpus[vcpu].loaded => {
-                if !ended[vcpu].is_empty() {
-                    let intid = ended[vcpu].remove(choice % ended[vcpu].len());
-                    machine.write_dir(vcpu, intid);
-                    model.find(vcpu, intid).active = false;
-                }
+            Step::Deactivate(vcpu, choice)
+                if machine.cpus[vcpu].loaded && !ended[vcpu].is_empty() =>
+            {
+                let intid = ended[vcpu].remove(choice % ended[vcpu].len());
+                machine.write_dir(vcpu, intid);
+                model.find(vcpu, intid).active = false;
             }
             Step::Unload(vcpu) if machine.cpus[vcpu].loaded => {
                 machine.unload(vcpu);
@@ -398,7 +398,7 @@ impl Run {
     }
 
     /// Checks that a vCPU that waits would be woken.
-    fn check_waiting(&mut self, vcpu: usize) {
+    fn check_waiting(&self, vcpu: usize) {
         let mut cpu = self.machine.cpus[vcpu].clone();
         cpu.running.clear();
         let due = self.model.deliverable(vcpu, &cpu);
