@@ -29,7 +29,9 @@ pub enum Group {
 /// What the kernel puts into hardware after [`Vgic::flush`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listing {
-    /// List registers that are used, from the first on. The others hold zero.
+    /// The first list register that has to be written.
+    pub first: usize,
+    /// List registers that are used. The others hold zero.
     pub used: usize,
     /// The value of `ICH_HCR_EL2`.
     pub hcr: Hcr,
@@ -43,10 +45,14 @@ pub struct Listing {
 pub(crate) struct Cpu {
     /// Aff3.Aff2.Aff1.Aff0, a byte each.
     pub(crate) affinity: u32,
-    /// What the list registers hold is not what they should hold.
-    dirty: bool,
-    /// List registers in use, with what was written to them.
+    /// What the list registers hold has to be chosen anew.
+    stale: bool,
+    /// They are filled, and in hardware: the vCPU is loaded.
+    filled: bool,
+    /// List registers in use, and what was written to them. Those from `inside` on are not in
+    /// hardware yet.
     used: usize,
+    inside: usize,
     written: [u64; LIST_REGISTERS],
     /// By group.
     ready: [Queue; 2],
@@ -66,8 +72,10 @@ impl Cpu {
     fn new(affinity: u32) -> Self {
         Self {
             affinity,
-            dirty: false,
+            stale: false,
+            filled: false,
             used: 0,
+            inside: 0,
             written: [0; LIST_REGISTERS],
             ready: [Queue::new(), Queue::new()],
             active: Queue::new(),
@@ -86,6 +94,15 @@ impl Cpu {
         count(zero, 1) + count(one, 2)
     }
 
+    /// Returns whether anything is in a queue.
+    #[inline]
+    fn waits(&self) -> bool {
+        let [zero, one] = &self.ready;
+        !(zero.is_empty() && one.is_empty() && self.active.is_empty())
+    }
+
+    /// Returns whether an interrupt of `groups` can be delivered.
+    #[inline]
     fn has_ready(&self, groups: u8) -> bool {
         let [zero, one] = &self.ready;
         groups & 1 != 0 && !zero.is_empty() || groups & 2 != 0 && !one.is_empty()
@@ -113,10 +130,9 @@ impl Cpu {
 
     /// Returns the most urgent priority of `groups` that can be delivered.
     fn best_priority(&self, groups: u8) -> u32 {
-        let levels = self.ready.iter().enumerate().map(|(group, queue)| {
-            let on = groups & 1 << group != 0;
-            if on { queue.best_level() } else { 32 }
-        });
+        let on = |group: usize| groups & 1 << group != 0;
+        let queues = self.ready.iter().enumerate();
+        let levels = queues.map(|(group, queue)| if on(group) { queue.best_level() } else { 32 });
         levels.min().unwrap_or(32) << 3
     }
 
@@ -226,7 +242,8 @@ impl Gic {
         self.cpus.iter().any(|cpu| cpu.affinity & 0xf0 != 0)
     }
 
-    fn physical(&self, intid: Intid) -> Option<u16> {
+    /// Returns the physical interrupt behind a private one.
+    pub(crate) fn physical(&self, intid: Intid) -> Option<u16> {
         let physical = *self.physical.get(intid.index())?;
         (physical != 0).then_some(physical)
     }
@@ -246,7 +263,14 @@ impl Gic {
             return;
         };
         change(irq);
-        if let Some(vcpu) = self.link(vcpu, intid, End::Back) {
+        self.settle(vcpu, intid, host);
+    }
+
+    /// Puts an interrupt where it belongs, and tells the vCPU concerned.
+    fn settle(&mut self, vcpu: usize, intid: Intid, host: &mut impl Host) {
+        if let Some(vcpu) = self.post(vcpu, intid) {
+            host.kick(vcpu);
+        } else if let Some(vcpu) = self.link(vcpu, intid, End::Back) {
             self.touch(vcpu, host);
         }
     }
@@ -327,17 +351,16 @@ impl Gic {
             return;
         };
         // An active one stays in its queue: what is pending does not count for its place.
-        let already = irq.has(Flags::LATCH) || irq.place == Place::Ready;
+        let already = irq.has(Flags::LATCH);
         irq.flags |= Flags::LATCH;
-        if already {
-            return;
-        }
-        let other = match irq.place {
-            Place::Idle => self.link(vcpu, intid, End::Back),
-            _ => Some(usize::from(irq.home)),
-        };
-        if let Some(vcpu) = other {
-            self.touch(vcpu, host);
+        match irq.place {
+            _ if already => {}
+            Place::Idle => self.settle(vcpu, intid, host),
+            Place::Ready => {}
+            Place::Active | Place::Listed => {
+                let home = usize::from(irq.home);
+                self.touch(home, host);
+            }
         }
     }
 
@@ -391,6 +414,33 @@ impl Gic {
         } else if let Some(queue) = cpu.ready.get_mut(group) {
             queue.remove(&mut self.irqs, home, intid);
         }
+    }
+
+    /// Puts a new interrupt straight into a list register of its vCPU, if one is free and nothing
+    /// else waits; what is listed already need not be looked at then. Returns the vCPU.
+    #[inline]
+    fn post(&mut self, vcpu: usize, intid: Intid) -> Option<usize> {
+        let irq = self.irqs.get_mut(vcpu, intid)?;
+        let simple = Flags::ENABLED | Flags::ACTIVE | Flags::ANY;
+        if irq.flags & simple != Flags::ENABLED
+            || irq.place != Place::Idle
+            || !irq.is_pending()
+            || self.groups & 1 << irq.group() == 0
+        {
+            return None;
+        }
+        let cpu = self.cpus.get_mut(usize::from(irq.route))?;
+        let free = cpu.filled && !cpu.stale && !cpu.waits() && cpu.used < self.room;
+        if !free || intid.is_lpi() && !cpu.lpis {
+            return None;
+        }
+        let written = cpu.written.get_mut(cpu.used)?;
+        let physical = *self.physical.get(intid.index()).unwrap_or(&0);
+        *written = compose(irq, intid, physical).bits();
+        cpu.used += 1;
+        irq.place = Place::Listed;
+        irq.home = irq.route;
+        Some(usize::from(irq.home))
     }
 
     /// Puts an interrupt where it belongs, and returns the vCPU that has to hear of it.
@@ -460,7 +510,7 @@ impl Gic {
     /// Has the list registers of a vCPU brought up to date.
     pub(crate) fn touch(&mut self, vcpu: usize, host: &mut impl Host) {
         if let Some(cpu) = self.cpus.get_mut(vcpu) {
-            cpu.dirty = true;
+            cpu.stale = true;
             host.kick(vcpu);
         }
     }
@@ -469,7 +519,7 @@ impl Gic {
     pub(crate) fn touch_all(&mut self, host: &mut impl Host) {
         for (vcpu, cpu) in self.cpus.iter_mut().enumerate() {
             if cpu.used != 0 || cpu.ready(3) != 0 {
-                cpu.dirty = true;
+                cpu.stale = true;
                 host.kick(vcpu);
             }
         }
@@ -494,7 +544,7 @@ impl Gic {
             cpu.listed()
                 .filter(|intid| intid.is_private() != shared && !intid.is_lpi())
                 .filter_map(|intid| self.irqs.get(vcpu, intid))
-                .any(|irq| (!irq.has(Flags::ACTIVE) || irq.has(Flags::PUSHED)) && stale(irq))
+                .any(|irq| !irq.has(Flags::ACTIVE) && stale(irq))
         })
     }
 
@@ -506,6 +556,8 @@ impl Gic {
             return;
         };
         let used = core::mem::take(&mut cpu.used);
+        let inside = core::mem::take(&mut cpu.inside);
+        cpu.filled = false;
         for _ in 0..lr::eoi_count(hcr) {
             self.end_unlisted(vcpu, host);
         }
@@ -516,13 +568,14 @@ impl Gic {
                 return;
             };
             let written = *cpu.written.get(index).unwrap_or(&0);
-            let now = *lrs.get(index).unwrap_or(&written);
+            let now = lrs.get(index).filter(|_| index < inside);
+            let now = *now.unwrap_or(&written);
             let (written, now) = (Lr::from_bits_retain(written), Lr::from_bits_retain(now));
             self.take_back(vcpu, written, now, host);
         }
         let groups = self.groups;
         if let Some(cpu) = self.cpus.get_mut(vcpu) {
-            cpu.dirty = cpu.has_ready(groups) || !cpu.active.is_empty() || cpu.deactivate != 0;
+            cpu.stale = cpu.has_ready(groups) || !cpu.active.is_empty() || cpu.deactivate != 0;
         }
     }
 
@@ -558,7 +611,8 @@ impl Gic {
         irq.flags -= Flags::PUSHED | Flags::RAISED | Flags::MAKE_ACTIVE | Flags::MAKE_IDLE;
         irq.flags.set(Flags::ACTIVE, active);
         irq.place = Place::Idle;
-        if now.is_invalid() && written.contains(Lr::EOI) && !intid.is_private() {
+        let level = !irq.has(Flags::EDGE) && written.contains(Lr::EOI);
+        if now.is_invalid() && level && !intid.is_private() {
             host.ended(intid);
         }
         if irq
@@ -583,6 +637,7 @@ impl Gic {
     /// Chooses what goes into the list registers of a vCPU that hold nothing of it.
     fn flush(&mut self, vcpu: usize, vmcr: u64, lrs: &mut [u64]) -> Listing {
         let mut listing = Listing {
+            first: 0,
             used: 0,
             hcr: Hcr::EN,
             deactivate: 0,
@@ -590,8 +645,17 @@ impl Gic {
         let Some(cpu) = self.cpus.get_mut(vcpu) else {
             return listing;
         };
-        cpu.dirty = false;
+        cpu.filled = true;
         listing.deactivate = core::mem::take(&mut cpu.deactivate);
+        listing.first = core::mem::replace(&mut cpu.inside, cpu.used);
+        if !core::mem::take(&mut cpu.stale) {
+            listing.used = cpu.used;
+            let new = cpu.written.iter().zip(lrs).take(cpu.used);
+            new.skip(listing.first)
+                .for_each(|(written, lr)| *lr = *written);
+            return listing;
+        }
+        debug_assert_eq!(cpu.used, 0, "flush without sync");
         let mut list = List {
             vcpu,
             physical: &self.physical,
@@ -605,6 +669,7 @@ impl Gic {
         }
         listing.hcr |= list.ready(cpu, &mut self.irqs, vmcr);
         listing.used = cpu.used;
+        cpu.inside = cpu.used;
         listing
     }
 }
@@ -658,7 +723,7 @@ impl List<'_> {
             && let Some(irq) = irqs.get_mut(self.vcpu, intid)
         {
             let physical = self.physical.get(intid.index());
-            let lr = compose(irq, intid, *physical.unwrap_or(&0), self.groups).bits();
+            let lr = compose(irq, intid, *physical.unwrap_or(&0)).bits();
             irq.place = Place::Listed;
             cpu.used += 1;
             (*slot, *written) = (lr, lr);
@@ -666,28 +731,26 @@ impl List<'_> {
     }
 }
 
-/// Returns the list register of an interrupt, into which its latch goes.
+/// Returns the list register of an interrupt. If that says pending, the latch goes into it.
+///
+/// None says active and pending at once: it would count as pending for `NPIE` although it cannot be
+/// acknowledged. An active interrupt that is pending again is seen to at its end.
 #[inline]
-fn compose(irq: &mut Irq, intid: Intid, physical: u16, groups: u8) -> Lr {
+fn compose(irq: &mut Irq, intid: Intid, physical: u16) -> Lr {
     let mut lr = Lr::of(intid, irq.priority);
     lr.set(Lr::GROUP1, irq.has(Flags::GROUP1));
-    let active = irq.has(Flags::ACTIVE);
-    // With a list register that is tied to a physical interrupt, no maintenance interrupt would
-    // tell of the end of the first of two.
-    let twice = active && irq.has(Flags::LATCH);
-    if irq.has(Flags::PHYSICAL) && physical != 0 && !twice {
+    let again = irq.has(Flags::ACTIVE | Flags::LATCH);
+    if irq.has(Flags::PHYSICAL) && physical != 0 && !again {
         lr = lr.with_physical(physical);
     } else {
-        lr.set(Lr::EOI, !irq.has(Flags::EDGE));
+        lr.set(Lr::EOI, !irq.has(Flags::EDGE) || again);
     }
-    lr.set(Lr::ACTIVE, active);
-    let again = || irq.has(Flags::ENABLED | Flags::EDGE | Flags::LATCH);
-    if !active || again() && groups & 1 << irq.group() != 0 {
-        lr |= Lr::PENDING;
-        irq.flags.set(Flags::PUSHED, irq.has(Flags::LATCH));
-        irq.flags -= Flags::LATCH;
+    if irq.has(Flags::ACTIVE) {
+        return lr | Lr::ACTIVE;
     }
-    lr
+    irq.flags.set(Flags::PUSHED, irq.has(Flags::LATCH));
+    irq.flags -= Flags::LATCH;
+    lr | Lr::PENDING
 }
 
 /// Returns the bits that tell when the guest enables or disables one of the groups in `all`, now
@@ -814,28 +877,37 @@ impl Vgic {
     #[must_use]
     #[inline]
     pub fn needs_flush(&self, vcpu: usize) -> bool {
-        self.gic.cpus.get(vcpu).is_some_and(|cpu| cpu.dirty)
+        let cpu = self.gic.cpus.get(vcpu);
+        cpu.is_some_and(|cpu| cpu.stale || cpu.used != cpu.inside)
+    }
+
+    /// Returns whether [`Self::sync`] has to come before [`Self::flush`]. Otherwise what is new only
+    /// needs a free list register.
+    #[must_use]
+    #[inline]
+    pub fn needs_sync(&self, vcpu: usize) -> bool {
+        self.gic.cpus.get(vcpu).is_some_and(|cpu| cpu.stale)
     }
 
     /// Returns how many list registers [`Self::sync`] has to be given.
     #[must_use]
     #[inline]
     pub fn used(&self, vcpu: usize) -> usize {
-        self.gic.cpus.get(vcpu).map_or(0, |cpu| cpu.used)
+        self.gic.cpus.get(vcpu).map_or(0, |cpu| cpu.inside)
     }
 
     /// Takes back what the list registers hold. They mean nothing afterwards.
     ///
-    /// `hcr` is `ICH_HCR_EL2` as it is in hardware.
+    /// `lrs` are the used ones and `hcr` is `ICH_HCR_EL2`, as they are in hardware.
     pub fn sync(&mut self, vcpu: usize, hcr: u64, lrs: &[u64], host: &mut impl Host) {
         self.gic.sync(vcpu, hcr, lrs, host);
     }
 
     /// Fills list registers with what is most urgent; `vmcr` is `ICH_VMCR_EL2` of the vCPU.
     ///
-    /// [`Self::sync`] comes first, unless no list register is used.
+    /// Only `lrs[listing.first..listing.used]` is written. [`Self::sync`] comes first if
+    /// [`Self::needs_sync`] says so.
     pub fn flush(&mut self, vcpu: usize, vmcr: u64, lrs: &mut [u64]) -> Listing {
-        debug_assert_eq!(self.used(vcpu), 0, "flush without sync");
         self.gic.flush(vcpu, vmcr, lrs)
     }
 

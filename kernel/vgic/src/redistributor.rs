@@ -3,7 +3,7 @@
 use crate::access::{Access, Width};
 use crate::distributor::{self, Bank, IIDR};
 use crate::gic::Gic;
-use crate::irq::{Flags, Intid, PRIVATE};
+use crate::irq::{Intid, PRIVATE};
 use crate::{Host, lpi};
 
 /// Where the frame of SGIs and PPIs begins, behind `RD_base`.
@@ -38,12 +38,12 @@ const PENDBASER_FIELDS: u64 = 7 << 56 | 0x000f_ffff_ffff_0000 | 0xf80;
 pub(crate) const PENDBASER_ZERO: u64 = 1 << 62;
 
 pub(crate) fn read(gic: &mut Gic, vcpu: usize, access: Access, host: &mut impl Host) -> u64 {
-    if let SGI..END = access.offset {
-        return read_private(gic, vcpu, access, host);
-    }
     let Some(cpu) = gic.cpus.get(vcpu) else {
         return 0;
     };
+    if let SGI..END = access.offset {
+        return read_private(gic, vcpu, access, host);
+    }
     match access.offset {
         TYPER | TYPER_HIGH => access.read_wide(typer(gic, vcpu)),
         PROPBASER | PROPBASER_HIGH => access.read_wide(cpu.properties),
@@ -58,13 +58,13 @@ pub(crate) fn read(gic: &mut Gic, vcpu: usize, access: Access, host: &mut impl H
 }
 
 pub(crate) fn write(gic: &mut Gic, vcpu: usize, access: Access, value: u64, host: &mut impl Host) {
-    if let SGI..END = access.offset {
-        return write_private(gic, vcpu, access, value, host);
-    }
     let has_lpis = gic.has_lpis;
     let Some(cpu) = gic.cpus.get_mut(vcpu) else {
         return;
     };
+    if let SGI..END = access.offset {
+        return write_private(gic, vcpu, access, value, host);
+    }
     match access.offset {
         CTLR if access.is_word() && has_lpis => {
             let enable = value & CTLR_ENABLE_LPIS != 0;
@@ -126,12 +126,11 @@ fn read_private(gic: &mut Gic, vcpu: usize, access: Access, host: &mut impl Host
     match access.width {
         Width::Byte if bank == Bank::Priority => u64::from(distributor::priority(gic, vcpu, first)),
         Width::Byte | Width::Double => 0,
-        Width::Word => {
-            if matches!(bank, Bank::SetPending | Bank::ClearPending) {
-                resample_all(gic, vcpu, host);
-            }
-            u64::from(distributor::read_bank(gic, vcpu, bank, first, host))
+        Width::Word if matches!(bank, Bank::SetPending | Bank::ClearPending) => {
+            let high = resample_all(gic, vcpu, host);
+            u64::from(distributor::read_bank(gic, vcpu, bank, first, host) | high)
         }
+        Width::Word => u64::from(distributor::read_bank(gic, vcpu, bank, first, host)),
     }
 }
 
@@ -145,18 +144,23 @@ fn private_bank(access: Access) -> Option<(Bank, Intid)> {
     distributor::bank(access.offset - SGI).filter(|(_, first)| first.index() < PRIVATE)
 }
 
-/// Takes note of mapped lines that went low meanwhile: nothing tells of that.
-fn resample_all(gic: &mut Gic, vcpu: usize, host: &mut impl Host) {
-    for number in 16..32 {
-        resample(gic, vcpu, Intid(number), host);
-    }
+/// Takes note of mapped lines that went low meanwhile, as nothing tells of that, and returns which
+/// are high: with the interrupt active, nothing tells of that either.
+fn resample_all(gic: &mut Gic, vcpu: usize, host: &mut impl Host) -> u32 {
+    (16..32).fold(0, |high, number| {
+        let line = resample(gic, vcpu, Intid(number), host);
+        high | u32::from(line) << number
+    })
 }
 
 /// Does so for one interrupt.
-pub(crate) fn resample(gic: &mut Gic, vcpu: usize, intid: Intid, host: &mut impl Host) {
-    let irq = gic.irqs.get(vcpu, intid);
-    let seen_high = irq.is_some_and(|irq| irq.has(Flags::LINE | Flags::PHYSICAL));
-    if seen_high && host.line(vcpu, intid) == Some(false) {
+pub(crate) fn resample(gic: &mut Gic, vcpu: usize, intid: Intid, host: &mut impl Host) -> bool {
+    if gic.physical(intid).is_none() {
+        return false;
+    }
+    let line = host.line(vcpu, intid);
+    if line == Some(false) {
         gic.lower_mapped(vcpu, intid, host);
     }
+    line == Some(true)
 }

@@ -227,7 +227,9 @@ fn a_timer_that_is_made_pending_and_active_by_hand_is_not_stuck() {
     machine.set_bit(0, 0x380, 27);
     assert!(!machine.get_bit(0, 0x300, 27));
     machine.timer(0, false);
+    machine.refresh(0);
     assert!(!machine.cpus[0].timer_active);
+    assert_eq!(machine.take(0), None);
 }
 
 #[test]

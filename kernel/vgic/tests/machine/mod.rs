@@ -241,14 +241,26 @@ impl Machine {
         cpu.hcr = 1;
     }
 
+    /// Brings list registers up to date, with a look at all of them.
     pub(crate) fn refresh(&mut self, vcpu: usize) -> Listing {
         self.take_back(vcpu);
         if self.samples_timer && !self.outside.timer_lines[vcpu] {
             self.vgic.set_level(vcpu, TIMER, false, &mut self.outside);
         }
+        self.update(vcpu)
+    }
+
+    /// Brings list registers up to date, with a look at those in use only if that is needed.
+    pub(crate) fn update(&mut self, vcpu: usize) -> Listing {
+        if self.vgic.needs_sync(vcpu) {
+            self.take_back(vcpu);
+        }
         self.outside.kicked.remove(&vcpu);
         let cpu = &mut self.cpus[vcpu];
-        let listing = self.vgic.flush(vcpu, cpu.vmcr, &mut cpu.lrs);
+        let mut lrs = [!0; 16];
+        let listing = self.vgic.flush(vcpu, cpu.vmcr, &mut lrs[..cpu.lrs.len()]);
+        let new = listing.first..listing.used;
+        cpu.lrs[new.clone()].copy_from_slice(&lrs[new]);
         cpu.hcr = listing.hcr.bits();
         if listing.deactivate & 1 << TIMER.get() != 0 {
             cpu.timer_active = false;
@@ -283,8 +295,11 @@ impl Machine {
                     self.vgic.set_level(vcpu, TIMER, true, &mut self.outside);
                     quiet = false;
                 }
-                if kicked || self.maintenance(vcpu) {
+                if self.maintenance(vcpu) {
                     self.refresh(vcpu);
+                    quiet = false;
+                } else if kicked {
+                    self.update(vcpu);
                     quiet = false;
                 }
             }
