@@ -22,7 +22,7 @@
 
 use crate::layout::{HeaderError, Line, Ring, Slot, State, read_header, tag};
 use crate::request::{PostedWrite, Request};
-use crate::sync::{Ordering, high, low};
+use crate::sync::{AtomicU64, Ordering, high, low};
 use core::fmt;
 
 /// The device model's end of a ring.
@@ -69,30 +69,31 @@ pub enum Work<'a> {
 /// The right to answer one request, once, at any time.
 #[must_use]
 pub struct Ticket<'a> {
-    number: u32,
+    slot: u32,
     generation: u32,
-    slot: Slot<'a>,
+    state: &'a AtomicU64,
+    data: &'a AtomicU64,
 }
 
 impl Ticket<'_> {
     /// Returns the slot, which is the number of the target's vCPU.
     pub const fn slot(&self) -> u32 {
-        self.number
+        self.slot
     }
 
     /// Answers the request. Then the device model completes it by hypercall.
     pub fn answer(self, data: u64) {
         // Relaxed: ordered by the release below.
-        self.slot.data.store(data, Ordering::Relaxed);
+        self.data.store(data, Ordering::Relaxed);
         // Release: pairs with the acquire in `Server::complete`.
         let answered = tag(self.generation, State::Answered);
-        self.slot.state.store(answered, Ordering::Release);
+        self.state.store(answered, Ordering::Release);
     }
 }
 
 impl fmt::Debug for Ticket<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "slot {}, generation {}", self.number, self.generation)
+        write!(f, "slot {}, generation {}", self.slot, self.generation)
     }
 }
 
@@ -117,42 +118,28 @@ impl<'a> Client<'a> {
     /// The caller takes all of it. What is posted meanwhile is left for the next time, so that no
     /// target keeps a device model from its other work; EL2 signals it again.
     pub fn work(&mut self, slot: Option<u32>) -> impl Iterator<Item = Work<'a>> {
-        let found = slot.and_then(|slot| self.request(slot));
-        let (limit, mut request) = match found {
-            // The writes before the request became visible together with it.
-            Some((limit, request)) => (limit, Some(request)),
+        let mut request = slot.and_then(|slot| self.requested(slot));
+        let limit = match request {
+            // Relaxed: ordered by the acquire in `requested`; so are the writes before the request.
+            Some((_, _, Slot { posted, .. })) => posted.load(Ordering::Relaxed),
             // Acquire: pairs with the release in `Server::post`.
-            None => (low(self.ring.producer.load(Ordering::Acquire)), None),
+            None => self.ring.producer.load(Ordering::Acquire),
         };
         core::iter::from_fn(move || {
-            let write = self.posted(limit);
-            write.map(Work::Posted).or_else(|| request.take())
+            if let Some(write) = self.posted(low(limit)) {
+                return Some(Work::Posted(write));
+            }
+            let (slot, generation, shared) = request.take()?;
+            Some(read_request(slot, generation, &shared))
         })
     }
 
-    /// Returns the request in a slot, if there is one, and how many writes were posted before it.
-    fn request(&self, number: u32) -> Option<(u32, Work<'a>)> {
-        let slot = self.ring.slot(number)?;
+    /// Returns a slot with the generation of its request, if there is one.
+    fn requested(&self, slot: u32) -> Option<(u32, u32, Slot<'a>)> {
+        let shared = self.ring.slot(slot)?;
         // Acquire: pairs with the release in `Server::publish`, so that the rest is visible.
-        let state = slot.state.load(Ordering::Acquire);
-        if low(state) != State::Requested as u32 {
-            return None;
-        }
-        // Relaxed: ordered by the acquire above.
-        let operation = slot.operation.load(Ordering::Relaxed);
-        let address = slot.address.load(Ordering::Relaxed);
-        let data = slot.data.load(Ordering::Relaxed);
-        let posted = low(slot.posted.load(Ordering::Relaxed));
-        let ticket = Ticket {
-            number,
-            generation: high(state),
-            slot,
-        };
-        let work = match Request::decode(operation, address, data) {
-            Some(request) => Work::Request(ticket, request),
-            None => Work::Unknown(ticket),
-        };
-        Some((posted, work))
+        let state = shared.state.load(Ordering::Acquire);
+        (low(state) == State::Requested as u32).then_some((slot, high(state), shared))
     }
 
     /// Takes the next posted write before `limit`, if any is left; what is no write is passed over.
@@ -177,5 +164,23 @@ impl<'a> Client<'a> {
                 return Some(write);
             }
         }
+    }
+}
+
+/// Reads the request in a slot.
+fn read_request<'a>(slot: u32, generation: u32, shared: &Slot<'a>) -> Work<'a> {
+    // Relaxed: ordered by the acquire in `requested`.
+    let operation = shared.operation.load(Ordering::Relaxed);
+    let address = shared.address.load(Ordering::Relaxed);
+    let data = shared.data.load(Ordering::Relaxed);
+    let ticket = Ticket {
+        slot,
+        generation,
+        state: shared.state,
+        data: shared.data,
+    };
+    match Request::decode(operation, address, data) {
+        Some(request) => Work::Request(ticket, request),
+        None => Work::Unknown(ticket),
     }
 }

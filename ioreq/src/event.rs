@@ -59,10 +59,7 @@ impl EventSet {
 
     /// Makes an event pending. An event that the set does not have is ignored.
     pub fn signal(&self, event: u32) -> Wake {
-        if let Some(word) = self.words.get((event / u64::BITS) as usize) {
-            // Release: pairs with the acquire in `take`, so that what the event is about is visible.
-            word.fetch_or(1 << (event % u64::BITS), Ordering::Release);
-        }
+        self.mark(event);
         // Pairs with the fence in `sleep`.
         fence(Ordering::SeqCst);
         if self.sleepers.load(Ordering::Relaxed) == 0 {
@@ -72,36 +69,33 @@ impl EventSet {
         }
     }
 
+    /// Makes an event pending in a set in which nobody sleeps.
+    pub(crate) fn mark(&self, event: u32) {
+        if let Some(word) = self.words.get((event / u64::BITS) as usize) {
+            // Release: pairs with the acquire in `take`, so that what the event is about is visible.
+            word.fetch_or(1 << (event % u64::BITS), Ordering::Release);
+        }
+    }
+
     /// Takes a pending event out of the set, each in its turn.
     pub fn take(&self) -> Option<u32> {
         // Relaxed: a hint, nothing depends on it.
         let turn = self.turn.load(Ordering::Relaxed);
-        let (start, past) = (turn / u64::BITS, (1 << (turn % u64::BITS)) - 1);
-        let count = u32::try_from(self.words.len()).ok()?;
-        // The first word twice: the events from its turn on, at the end those before.
-        let rest = (start.saturating_add(1)..count).chain(0..count.min(start.saturating_add(1)));
-        let event = core::iter::once((start, !past))
-            .chain(rest.map(|index| (index, !0)))
-            .find_map(|(index, mask)| self.take_from(index, mask))?;
-        self.turn.store(event.wrapping_add(1), Ordering::Relaxed);
-        Some(event)
-    }
-
-    /// Takes the lowest pending event of `mask` out of a word.
-    fn take_from(&self, index: u32, mask: u64) -> Option<u32> {
-        let word = self.words.get(index as usize)?;
-        loop {
-            // Relaxed: only the exchange below decides.
-            let pending = word.load(Ordering::Relaxed) & mask;
-            let lowest = pending & pending.wrapping_neg();
-            if lowest == 0 {
-                return None;
+        let (mut index, mut mask) = (turn / u64::BITS, !0 << (turn % u64::BITS));
+        // All words from the turn on, past the end, and around to the part before the turn.
+        for _ in 0..self.words.len() + 2 {
+            let Some(word) = self.words.get(index as usize) else {
+                (index, mask) = (0, !0);
+                continue;
+            };
+            if let Some(bit) = take_from(word, mask) {
+                let event = index * u64::BITS + bit;
+                self.turn.store(event + 1, Ordering::Relaxed);
+                return Some(event);
             }
-            // Acquire: pairs with the release in `signal`. Somebody else may have been faster.
-            if word.fetch_and(!lowest, Ordering::Acquire) & lowest != 0 {
-                return Some(index * u64::BITS + lowest.trailing_zeros());
-            }
+            (index, mask) = (index + 1, !0);
         }
+        None
     }
 
     /// Says whether an event is pending.
@@ -136,6 +130,22 @@ impl EventSet {
         for word in &self.words {
             // Relaxed: there is nothing to see behind a forgotten event.
             word.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Takes the lowest pending event of `mask` out of a word.
+fn take_from(word: &AtomicU64, mask: u64) -> Option<u32> {
+    loop {
+        // Relaxed: only the exchange below decides.
+        let pending = word.load(Ordering::Relaxed) & mask;
+        let lowest = pending & pending.wrapping_neg();
+        if lowest == 0 {
+            return None;
+        }
+        // Acquire: pairs with the release in `signal`. Somebody else may have been faster.
+        if word.fetch_and(!lowest, Ordering::Acquire) & lowest != 0 {
+            return Some(lowest.trailing_zeros());
         }
     }
 }

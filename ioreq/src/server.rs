@@ -27,10 +27,11 @@ pub struct Server<'a> {
     layout: Layout,
     /// One while a device model serves, zero else.
     attached: AtomicU32,
-    /// How many writes were posted, modulo 2^32. The device model's copy is in the ring.
+    /// What [`Poster`] knows, for those who publish. The device model's copy is in the ring.
     posted: AtomicU32,
     records: Vec<Record>,
-    /// Event 0 is the posted ring, event `1 + n` slot `n`.
+    /// Event 0 is the posted ring, event `1 + n` slot `n`. Nobody sleeps on it: a device model does so
+    /// on the set of its servers.
     work: EventSet,
 }
 
@@ -70,6 +71,8 @@ impl Phase {
 /// The right to post writes: there is one for each server, and the kernel keeps it in a lock.
 #[derive(Debug)]
 pub struct Poster {
+    /// How many writes were posted, modulo 2^32.
+    posted: u32,
     /// The consumer index when it was last read.
     consumer: u32,
 }
@@ -209,7 +212,13 @@ impl<'a> Server<'a> {
             records,
             work,
         };
-        Ok((server, Poster { consumer: 0 }))
+        Ok((
+            server,
+            Poster {
+                posted: 0,
+                consumer: 0,
+            },
+        ))
     }
 
     /// Returns the layout.
@@ -234,9 +243,9 @@ impl<'a> Server<'a> {
         if let Some(slot) = self.outstanding().next() {
             return Err(AttachError::Outstanding(slot));
         }
-        // Relaxed: ordered by the release below, and only who holds the poster changes it.
-        let posted = self.posted.load(Ordering::Relaxed);
-        poster.consumer = posted;
+        poster.consumer = poster.posted;
+        let posted = poster.posted;
+        // Relaxed: ordered by the release below.
         self.ring.write_header(&self.layout);
         for index in [self.ring.producer, self.ring.consumer] {
             index.store(u64::from(posted), Ordering::Relaxed);
@@ -318,8 +327,7 @@ impl<'a> Server<'a> {
         // Release: pairs with the acquire in `Client::work`.
         let requested = tag(generation, State::Requested);
         shared.state.store(requested, Ordering::Release);
-        // Nobody sleeps on a server alone: the kernel signals the device model's own set next.
-        let _ = self.work.signal(1 + slot);
+        self.work.mark(1 + slot);
         Ok(Pending {
             request,
             slot,
@@ -393,10 +401,9 @@ impl<'a> Server<'a> {
         if !self.is_attached() {
             return Err(PostError::Detached);
         }
-        // Relaxed: only who holds the poster changes it.
-        let index = self.posted.load(Ordering::Relaxed);
+        let index = poster.posted;
         if index.wrapping_sub(poster.consumer) >= self.ring.capacity {
-            poster.consumer = self.consumer(index, poster.consumer)?;
+            poster.consumer = self.consumer(poster)?;
         }
         if index.wrapping_sub(poster.consumer) >= self.ring.capacity {
             return Err(PostError::Full);
@@ -408,22 +415,27 @@ impl<'a> Server<'a> {
         entry.address.store(write.address, Ordering::Relaxed);
         entry.data.store(write.data, Ordering::Relaxed);
         let next = index.wrapping_add(1);
+        poster.posted = next;
         // Release: pairs with the acquire in `Client::work`.
         self.ring.producer.store(u64::from(next), Ordering::Release);
         // Release: pairs with the acquire in `publish`.
         self.posted.store(next, Ordering::Release);
-        let _ = self.work.signal(0);
+        self.work.mark(0);
         Ok(())
     }
 
-    /// Reads how far the device model has come, which must be between `last` and `posted`.
-    fn consumer(&self, posted: u32, last: u32) -> Result<u32, PostError> {
+    /// Reads how far the device model has come: no less than before, and no more than was posted.
+    fn consumer(&self, poster: &Poster) -> Result<u32, PostError> {
         // Acquire: pairs with the release in `Client::posted`, so that the entries which it has read
         // may be written again.
         let found = self.ring.consumer.load(Ordering::Acquire);
         let refused = PostError::ConsumerIndex(found);
         let consumer = u32::try_from(found).map_err(|_| refused)?;
-        if consumer.wrapping_sub(last) > posted.wrapping_sub(last) {
+        let (progress, most) = (
+            consumer.wrapping_sub(poster.consumer),
+            poster.posted.wrapping_sub(poster.consumer),
+        );
+        if progress > most {
             return Err(refused);
         }
         Ok(consumer)

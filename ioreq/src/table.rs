@@ -188,13 +188,14 @@ mod tests {
     fn no_id_is_handed_out_twice() {
         let mut table = Table::default();
         let mut seen = BTreeSet::new();
-        for _ in 0..10_000 {
+        let rounds: usize = if cfg!(miri) { 100 } else { 10_000 };
+        for _ in 0..rounds {
             let id = table.insert(()).unwrap();
             assert!(seen.insert(id), "{id}");
             table.remove(id);
         }
         // Each place had 4096 generations.
-        assert_eq!(table.entries.len(), 3);
+        assert_eq!(table.entries.len(), rounds.div_ceil(4096));
     }
 
     #[test]

@@ -1,5 +1,11 @@
 //! Both ends of a ring in all interleavings that the memory model allows, up to a bound on preemptions.
 //!
+//! Two things about loom. It runs the stores to a word in the order in which it explores them, so it
+//! cannot show what the acquires and releases are for that keep one store after another side's load
+//! or store of the same word: those of the consumer index, of `is_attached`, and of `outstanding`.
+//! All others are needed for these tests to pass. And it overlooks interleavings where a thread has
+//! yielded, or loads a word before it stores it; hence the tests here without a loop.
+//!
 //! `RUSTFLAGS="--cfg loom" cargo test -p ioreq --release --test loom --target-dir target/loom`
 #![cfg(loom)]
 
@@ -104,36 +110,30 @@ fn posted_writes_arrive_whole_and_in_order_when_the_ring_is_full_at_times() {
     });
 }
 
+/// The writes of another vCPU, if the slot counts them, are there.
 #[test]
-fn a_request_comes_after_its_own_writes_and_shows_no_half_written_ones() {
-    explore(2, || {
+fn a_request_comes_after_its_own_writes_and_those_that_it_counts_are_whole() {
+    explore(3, || {
         let (server, mut poster, lines) = ring(1, 4);
         server.post(&mut poster, &write(1, 1)).unwrap();
-        let other = thread::spawn(move || server.post(&mut poster, &write(2, 2)).unwrap());
         let device = thread::spawn(move || {
+            let _pending = server.publish(0, read(0)).unwrap();
             let mut client = Client::new(lines).unwrap();
             let mut seen = 0;
-            loop {
-                for work in client.work(Some(0)) {
-                    match work {
-                        Work::Posted(post) => {
-                            seen += 1;
-                            assert_eq!(post, write(seen, seen));
-                        }
-                        Work::Request(ticket, _) => {
-                            assert!(seen >= 1, "the vCPU's own write comes first");
-                            ticket.answer(seen);
-                            return server.complete(0).unwrap();
-                        }
-                        Work::Unknown(_) => panic!("half a request"),
+            for work in client.work(Some(0)) {
+                match work {
+                    Work::Posted(post) => {
+                        seen += 1;
+                        assert_eq!(post, write(seen, seen));
                     }
+                    Work::Request(_, request) => assert_eq!(request, read(0)),
+                    Work::Unknown(_) => panic!("half a request"),
                 }
-                thread::yield_now();
             }
+            assert_eq!(seen, lines[3].words()[4].load(Ordering::Relaxed));
+            assert!(seen >= 1, "the vCPU's own write");
         });
-        let pending = server.publish(0, read(0)).unwrap();
-        assert!(wait_for(server, &pending) >= 1);
-        other.join().unwrap();
+        server.post(&mut poster, &write(2, 2)).unwrap();
         device.join().unwrap();
     });
 }
@@ -181,6 +181,49 @@ fn of_two_who_complete_one_does() {
         let rival = rival.join().unwrap();
         assert!(own ^ rival, "{own} {rival}");
         assert_eq!(server.take_answer(&pending), Ok(7));
+    });
+}
+
+/// One vCPU of the device model answers, and another, which has been told by nothing that orders
+/// memory, completes.
+#[test]
+fn an_answer_is_whole_whoever_completes_it() {
+    explore(3, || {
+        let (server, _, lines) = ring(1, 0);
+        let pending = server.publish(0, read(0)).unwrap();
+        let mut client = Client::new(lines).unwrap();
+        let Some(Work::Request(ticket, _)) = client.work(Some(0)).next() else {
+            panic!("no request");
+        };
+        let device = thread::spawn(move || ticket.answer(7));
+        while server.complete(0).is_err() {
+            thread::yield_now();
+        }
+        assert_eq!(server.take_answer(&pending), Ok(7));
+        device.join().unwrap();
+    });
+}
+
+/// A vCPU that looks without having been woken finds nothing, or all of it.
+#[test]
+fn an_answer_that_is_there_is_whole() {
+    explore(3, || {
+        let (server, _, lines) = ring(1, 0);
+        let pending = server.publish(0, read(0)).unwrap();
+        let mut client = Client::new(lines).unwrap();
+        let Some(Work::Request(ticket, _)) = client.work(Some(0)).next() else {
+            panic!("no request");
+        };
+        let vcpu = thread::spawn(move || {
+            let answer = server.take_answer(&pending);
+            assert!(
+                matches!(answer, Ok(7) | Err(TakeError::NotYet)),
+                "{answer:?}"
+            );
+        });
+        ticket.answer(7);
+        server.complete(0).unwrap();
+        vcpu.join().unwrap();
     });
 }
 

@@ -3,6 +3,7 @@
 
 mod common;
 
+use abi::Status;
 use common::{attached, memory, read, write};
 use ioreq::{
     AttachError, Client, ClientError, Kind, Line, PostError, ProtocolError, PublishError, Request,
@@ -400,4 +401,22 @@ fn memory_that_does_not_fit_is_refused() {
     assert_eq!(short, Some(ClientError::Malformed));
     word(&lines, 0, 1).store(2, Ordering::Relaxed);
     assert_eq!(Client::new(&lines).err(), Some(ClientError::Version(2)));
+}
+
+#[test]
+fn each_protocol_error_has_its_status() {
+    let stale = ProtocolError::Stale {
+        asked: 2,
+        answered: 1,
+    };
+    let cases = [
+        (ProtocolError::NoSuchSlot(9), Status::NotFound),
+        (ProtocolError::NothingAsked, Status::Protocol),
+        (ProtocolError::NotAnswered(State::Free), Status::Protocol),
+        (stale, Status::Protocol),
+        (ProtocolError::UnknownState(3), Status::Protocol),
+    ];
+    for (error, status) in cases {
+        assert_eq!(Status::from(error), status, "{error:?}");
+    }
 }
