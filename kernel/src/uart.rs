@@ -1,12 +1,15 @@
 //! The PL011 that a domain sees (Arm DDI 0183, PrimeCell UART PL011, revision r1p5).
 //!
 //! Characters that the guest writes are gone at once, so its transmit FIFO is always empty; what is
-//! typed waits in the receive FIFO. Output works without any set-up, as firmware expects.
+//! typed waits in the receive FIFO, and what is typed or pasted faster than the guest reads waits behind
+//! it, as a line with flow control would have it. Output works without any set-up, as firmware expects.
 
 use alloc::collections::VecDeque;
 
 /// Depth of the receive FIFO.
 const FIFO: usize = 32;
+/// Characters that wait behind it.
+const BACKLOG: usize = 4096;
 
 /// Offsets of the registers (DDI 0183, table 3-1).
 mod offset {
@@ -53,6 +56,7 @@ const IDENTIFICATION: [u32; 8] = [0x11, 0x10, 0x34, 0x00, 0x0d, 0xf0, 0x05, 0xb1
 #[derive(Debug)]
 pub struct Uart {
     received: VecDeque<u8>,
+    backlog: VecDeque<u8>,
     lost: bool,
     error: u32,
     ilpr: u32,
@@ -70,6 +74,7 @@ impl Default for Uart {
     fn default() -> Self {
         Self {
             received: VecDeque::with_capacity(FIFO),
+            backlog: VecDeque::new(),
             lost: false,
             error: 0,
             ilpr: 0,
@@ -130,9 +135,10 @@ impl Uart {
                 // FIFOs that are turned on or off lose what they hold.
                 if (self.lcr_h ^ value) & LCR_H_FEN != 0 {
                     self.received.clear();
-                    self.level();
                 }
                 self.lcr_h = value & 0xff;
+                self.refill();
+                self.level();
             }
             offset::CR => self.cr = value & 0xffff,
             offset::IFLS => {
@@ -152,8 +158,10 @@ impl Uart {
 
     /// Takes a character that was typed.
     pub fn receive(&mut self, character: u8) {
-        if self.received.len() < self.depth() {
+        if self.backlog.is_empty() && self.received.len() < self.depth() {
             self.received.push_back(character);
+        } else if self.backlog.len() < BACKLOG && self.backlog.try_reserve(1).is_ok() {
+            self.backlog.push_back(character);
         } else {
             self.lost = true;
             self.ris |= INT_OE;
@@ -168,6 +176,7 @@ impl Uart {
             return 0;
         };
         self.error = 0;
+        self.refill();
         let mut value = u32::from(character);
         if core::mem::take(&mut self.lost) {
             value |= DR_OE;
@@ -175,6 +184,16 @@ impl Uart {
         }
         self.level();
         value
+    }
+
+    /// Moves what waits behind the FIFO into it. Nothing follows at once then, as in `receive`.
+    fn refill(&mut self) {
+        while self.received.len() < self.depth()
+            && let Some(character) = self.backlog.pop_front()
+        {
+            self.received.push_back(character);
+            self.ris |= INT_RT;
+        }
     }
 
     fn flags(&self) -> u32 {
@@ -263,15 +282,30 @@ mod tests {
     fn what_does_not_fit_is_lost_and_says_so() {
         let mut uart = Uart::default();
         uart.write(offset::LCR_H, LCR_H_FEN);
-        for _ in 0..=FIFO {
+        for _ in 0..FIFO + BACKLOG {
             uart.receive(b'x');
         }
+        assert_eq!(uart.read(offset::RIS) & INT_OE, 0);
+        uart.receive(b'x');
         assert_eq!(uart.read(offset::RIS) & INT_OE, INT_OE);
         assert_eq!(uart.read(offset::FR) & FR_RXFF, FR_RXFF);
         assert_eq!(uart.read(offset::DR), DR_OE | 0x78);
         assert_eq!(uart.read(offset::RSR), RSR_OE);
         uart.write(offset::RSR, 0);
         assert_eq!(uart.read(offset::RSR), 0);
+    }
+
+    #[test]
+    fn what_is_pasted_arrives_whole() {
+        let mut uart = Uart::default();
+        uart.write(offset::LCR_H, LCR_H_FEN);
+        let pasted: Vec<u8> = (0..200).collect();
+        pasted.iter().for_each(|character| uart.receive(*character));
+        let mut read = Vec::new();
+        while uart.read(offset::FR) & FR_RXFE == 0 {
+            read.push(uart.read(offset::DR).to_le_bytes()[0]);
+        }
+        assert_eq!(read, pasted);
     }
 
     #[test]
