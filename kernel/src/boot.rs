@@ -5,7 +5,7 @@ use crate::machine::{self, Machine};
 use crate::memory;
 use crate::panic::give_up;
 use crate::pcpu::{self, Pcpu};
-use crate::{interrupts, irq, lifecycle, panic, sched, terminal};
+use crate::{interrupts, irq, lifecycle, panic, physical, sched, servers, terminal};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -57,6 +57,7 @@ extern "C" fn isthmus_main(device_tree: u64, _image: u64) -> ! {
         entry::image().start
     );
     let pack = find_pack();
+    let aborted = physical::abort_dma(&tree);
     let tree_run = Run {
         start: Pa::new(device_tree),
         len: total,
@@ -68,6 +69,7 @@ extern "C" fn isthmus_main(device_tree: u64, _image: u64) -> ! {
     init_pcpu(cpu);
     open_terminal_interrupt(&tree, machine);
     start_others(machine);
+    physical::init(&tree, aborted);
     let statistics = memory::statistics();
     info!(
         "{} pCPUs, {} MiB of memory, {} MiB free",
@@ -432,6 +434,17 @@ fn make_domains(machine: &'static Machine, pack: Pack) {
             error!("domain {} cannot be made: {error}", config.name);
         }
     }
+    domain::each(|domain| assign(machine, domain));
+    domain::each(|domain| {
+        if let Err(error) = servers::link(domain, domain::find) {
+            error!(
+                "domain {}: its servers cannot be made: {error}",
+                domain.name()
+            );
+        }
+    });
+    // All rings are ready before anybody can ask.
+    domain::each(|domain| domain.serving.attach());
     let mut any = false;
     domain::each(|domain| match lifecycle::start(domain) {
         Ok(()) => any = true,
@@ -440,6 +453,38 @@ fn make_domains(machine: &'static Machine, pack: Pack) {
     if !any {
         give_up(format_args!("no domain could be started"));
     }
+}
+
+/// Gives a domain its physical functions.
+fn assign(machine: &Machine, domain: &Domain) {
+    let Some(bus) = &domain.pci else { return };
+    for function in &domain.config.functions {
+        let (Some(host), manifest::Backend::Vpci) = (function.host, &function.backend) else {
+            continue;
+        };
+        let wait = |milliseconds| wait(machine, milliseconds);
+        match bus.lock().assign(domain, function, wait) {
+            Ok(()) => info!("domain {}: {} is {host}", domain.name(), function.slot),
+            Err(error) => error!("domain {} does not get {host}: {error}", domain.name()),
+        }
+    }
+}
+
+/// Waits, with nothing else to do, while booting.
+fn wait(machine: &Machine, milliseconds: u32) {
+    let deadline = sched::now() + machine.ticks(u64::from(milliseconds) * 1000);
+    sysreg::write!("cnthp_cval_el2", deadline);
+    sysreg::write!("cnthp_ctl_el2", 1);
+    asm::isb();
+    while sched::now() < deadline {
+        asm::wfi();
+        if sched::now() < deadline {
+            // Something else woke us.
+            irq::handle(pcpu::this());
+        }
+    }
+    sysreg::write!("cnthp_ctl_el2", 0);
+    asm::isb();
 }
 
 /// Finds the modules of a domain; returns the name of one that is not there.

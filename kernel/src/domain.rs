@@ -1,8 +1,11 @@
 //! Domains: what each is made of, and how one is made.
 
+use crate::bus::Bus;
 use crate::interrupts::Interrupts;
 use crate::lifecycle::Lifecycle;
 use crate::memory::{self, TableFrames};
+use crate::physical::{self, Dma};
+use crate::servers::{Link, Serving};
 use crate::vcpu::{Vcpu, VcpuRef};
 use crate::{machine, sched, terminal};
 use alloc::string::String;
@@ -41,6 +44,16 @@ pub(crate) struct Domain {
     pub(crate) stage2: Mutex<Option<Stage2>>,
     /// Whether it runs, and what follows when it no longer does.
     pub(crate) lifecycle: Mutex<Lifecycle>,
+    /// Resets of its functions that are on their way, before it starts again.
+    pub(crate) resets: Mutex<Vec<pci::Reset>>,
+    /// Its PCI bus, if it was made with a host bridge.
+    pub(crate) pci: Option<Mutex<Bus>>,
+    /// Its devices' translation, if it was made with an IOMMU.
+    pub(crate) dma: Option<Dma>,
+    /// The servers of device models that serve it.
+    pub(crate) links: Mutex<Vec<Arc<Link>>>,
+    /// Its own servers, if it is a device model.
+    pub(crate) serving: Serving,
     /// A vCPU waits for room on the terminal.
     waits_for_terminal: AtomicBool,
     /// How far `clean_some` has come.
@@ -91,6 +104,8 @@ pub(crate) enum MakeError {
     NoMemory(&'static str),
     /// All VMIDs are in use.
     NoVmid,
+    /// It is to have an IOMMU, and the machine has none.
+    NoIommu,
     /// The payload does not fit.
     Payload(&'static str),
 }
@@ -99,6 +114,7 @@ impl fmt::Display for MakeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoMemory(what) => write!(f, "there is not enough memory for {what}"),
+            Self::NoIommu => f.write_str("it is to have an IOMMU, and the machine has no SMMU"),
             Self::NoVmid => f.write_str("all VMIDs are in use"),
             Self::Payload(why) => f.write_str(why),
         }
@@ -118,6 +134,15 @@ pub(crate) fn each(mut f: impl FnMut(&Arc<Domain>)) {
         f(&domain);
         index += 1;
     }
+}
+
+/// Finds a domain by its name.
+pub(crate) fn find(name: &str) -> Option<Arc<Domain>> {
+    DOMAINS
+        .lock()
+        .iter()
+        .find(|domain| domain.name() == name)
+        .cloned()
 }
 
 /// Gives a domain a character that was typed.
@@ -172,6 +197,14 @@ impl Memory {
             done += run.len;
         }
         Ok(())
+    }
+
+    /// Returns the pieces of RAM proper, without firmware and modules.
+    pub(crate) fn ram(&self) -> impl Iterator<Item = &Extent> {
+        let ram = layout::RAM..layout::ECAM.start;
+        self.extents
+            .iter()
+            .filter(move |extent| ram.contains(&extent.ipa))
     }
 
     /// Returns the pieces.
@@ -356,6 +389,21 @@ impl Domain {
             .ok_or(MakeError::NoVmid)?;
         let vttbr = vttbr_el2(vmid, stage2.root());
         Tlb { vttbr }.all();
+        let pci = if config.host_bridge {
+            Some(Mutex::new(
+                Bus::new().ok_or(MakeError::NoMemory("its bus"))?,
+            ))
+        } else {
+            None
+        };
+        let dma = if config.iommu {
+            let physical = physical::get().ok_or(MakeError::NoIommu)?;
+            Some(physical.make_dma(&memory, vmid)?)
+        } else {
+            None
+        };
+        let serving =
+            Serving::new(config.servers.len()).ok_or(MakeError::NoMemory("its servers"))?;
         let home = config.affinity.as_ref().and_then(|list| list.first());
         let home = home.map_or(0, |cpu| *cpu as usize);
         let domain = Arc::new(Self {
@@ -372,6 +420,11 @@ impl Domain {
             uart: Mutex::new(Uart::default()),
             stage2: Mutex::new(Some(stage2)),
             lifecycle: Mutex::new(Lifecycle::Off),
+            resets: Mutex::new(Vec::new()),
+            pci,
+            dma,
+            links: Mutex::new(Vec::new()),
+            serving,
             waits_for_terminal: AtomicBool::new(false),
             cleaned: AtomicU64::new(0),
             counter_offset: AtomicU64::new(0),

@@ -2,6 +2,7 @@
 
 use crate::exit::Next;
 use crate::pcpu::Running;
+use crate::servers;
 use crate::smccc::NOT_SUPPORTED;
 use abi::{Function, Status};
 
@@ -36,7 +37,30 @@ pub(crate) fn handle(running: &mut Running<'_>, id: u32) -> Next {
             x[0] = u64::from(abi::VERSION.major);
             x[1] = u64::from(abi::VERSION.minor);
         }
+        Function::IoreqWait => servers::wait(running),
+        Function::IoreqComplete => {
+            let done = servers::complete(running.domain, x[1], x[2]);
+            answer(running, done);
+        }
+        Function::IoreqMap => answer(
+            running,
+            servers::map(running.domain, &running.state.frame.x),
+        ),
+        Function::IoreqUnmap => {
+            answer(
+                running,
+                servers::unmap(running.domain, &running.state.frame.x),
+            );
+        }
+        Function::IoreqMsi => answer(
+            running,
+            servers::msi(running.domain, &running.state.frame.x),
+        ),
         _ => x[0] = NOT_SUPPORTED,
     }
     Next::Resume
+}
+
+fn answer(running: &mut Running<'_>, done: Result<(), Status>) {
+    running.state.frame.x[0] = done.err().unwrap_or(Status::Ok).to_register();
 }

@@ -3,7 +3,7 @@
 use crate::interrupts::{Interrupts, PHYSICAL_TIMER, VIRTUAL_TIMER};
 use crate::pcpu::Pcpu;
 use crate::vcpu::VcpuRef;
-use crate::{machine, panic, sched, terminal};
+use crate::{bus, machine, panic, physical, sched, terminal};
 use arch::gic::cpu;
 use arch::gic::{IntId, Kind};
 
@@ -11,6 +11,9 @@ use arch::gic::{IntId, Kind};
 /// (BSA, table 3).
 pub(crate) const HYPERVISOR_TIMER: u32 = 26;
 pub(crate) const MAINTENANCE: u32 = 25;
+
+/// LPIs are numbered from here (Arm IHI 0069, 2.2).
+const FIRST_LPI: u32 = 8192;
 
 /// Handles all interrupts that are pending for this pCPU.
 pub(crate) fn handle(cpu: &'static Pcpu) {
@@ -40,6 +43,8 @@ fn handle_own(cpu: &'static Pcpu, number: u32) {
         number if number == u32::from(sched::KICK) => cpu.set_resched(),
         number if number == u32::from(panic::STOP) => panic::park(),
         number if Some(number) == machine::get().uart => terminal::interrupt(),
+        number if number >= FIRST_LPI => bus::message_interrupt(number),
+        number if physical::get().is_some_and(|physical| physical.interrupt(number)) => {}
         number => warning!("interrupt {number} is nobody's"),
     }
 }

@@ -38,8 +38,8 @@ pub const MODULES: u64 = 0x71_0000_0000;
 /// A device model's windows on the memory of its targets.
 pub const WINDOWS: u64 = 0x72_0000_0000;
 /// The page of the physical ITS that the domain's devices write their MSIs to, in the SMMU's tables
-/// only.
-pub const PHYSICAL_DOORBELL: u64 = 0x7f_ff00_0000;
+/// only. Below 4 GiB, for devices whose MSIs have 32-bit addresses.
+pub const PHYSICAL_DOORBELL: u64 = 0x0f00_0000;
 
 /// The SPI of the PL011, counted from 0.
 pub const UART_SPI: u32 = 1;

@@ -9,9 +9,12 @@
 //! ```
 
 use crate::domain::{self, Domain, MakeError, Payload};
-use crate::vcpu::{Activity, State, VcpuRef};
-use crate::{exit, panic, pcpu, sched, terminal};
+use crate::mmio::Pending;
+use crate::servers::{self, Sent};
+use crate::vcpu::{Activity, Run, State, VcpuRef, request};
+use crate::{bus, exit, panic, pcpu, sched, terminal};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use arch::address::BLOCK_2M;
 use arch::asm;
 use core::sync::atomic::Ordering;
@@ -46,14 +49,51 @@ pub(crate) enum Then {
     Fail(&'static str),
 }
 
-/// Loads a domain's payload and starts its first vCPU.
+/// Loads a domain's payload and starts its first vCPU, after the functions that device models emulate
+/// for it are reset.
 pub(crate) fn start(domain: &Arc<Domain>) -> Result<(), MakeError> {
     let (entry, argument) = load(domain)?;
     domain.reset_counter();
+    domain.serving.attach();
     *domain.lifecycle.lock() = Lifecycle::Running;
     info!("domain {} starts", domain.name());
-    power_on(&domain.reference(0), entry, argument);
+    let first = domain.reference(0);
+    let mut emulated = match &domain.pci {
+        Some(bus) => bus.lock().emulated(),
+        None => Vec::new(),
+    };
+    while let Some((sbdf, server)) = emulated.pop() {
+        if let Sent::Asked(asked) = servers::send_reset(domain, 0, server, sbdf) {
+            let pending = Pending::DomainReset(asked, emulated);
+            power_on_waiting(&first, entry, argument, pending);
+            return Ok(());
+        }
+    }
+    power_on(&first, entry, argument);
     Ok(())
+}
+
+/// Puts a vCPU that is off into the state in which it starts; `run` is its lock.
+fn initialize(vcpu: &VcpuRef, run: &Run, entry: u64, argument: u64) {
+    assert!(run.activity == Activity::Off && run.loaded.is_none());
+    // SAFETY: it is off and loaded nowhere, and `run` is locked.
+    let state = unsafe { &mut *vcpu.get().state() };
+    let mut stale = core::mem::take(&mut state.stale);
+    stale.extend(state.pending.take().and_then(Pending::into_asked));
+    *state = State::new(entry, argument);
+    state.stale = stale;
+    vcpu.get().take_requests();
+}
+
+/// Starts a vCPU that first waits for something.
+fn power_on_waiting(vcpu: &VcpuRef, entry: u64, argument: u64, pending: Pending) {
+    let mut run = vcpu.get().run.lock();
+    initialize(vcpu, &run, entry, argument);
+    // SAFETY: it is off and loaded nowhere, and `run` is locked.
+    unsafe { (*vcpu.get().state()).pending = Some(pending) };
+    // It looks once by itself: the answer may be there already.
+    vcpu.get().request(request::ANSWER);
+    sched::make_ready(vcpu, &mut run);
 }
 
 /// Starts a vCPU that is off; returns whether it was.
@@ -62,9 +102,7 @@ pub(crate) fn power_on(vcpu: &VcpuRef, entry: u64, argument: u64) -> bool {
     if run.activity != Activity::Off || run.loaded.is_some() {
         return false;
     }
-    // SAFETY: it is off and loaded nowhere, and `run` is locked.
-    unsafe { *vcpu.get().state() = State::new(entry, argument) };
-    vcpu.get().take_requests();
+    initialize(vcpu, &run, entry, argument);
     sched::make_ready(vcpu, &mut run);
     true
 }
@@ -108,17 +146,39 @@ pub(crate) fn unloaded(vcpu: &VcpuRef) {
 fn stopped(domain: &Domain, then: Then) {
     let domain = domain.reference(0).domain;
     terminal::end_line(domain.id);
-    domain.interrupts.reset();
-    *domain.uart.lock() = Uart::default();
+    domain.serving.detach();
     match then {
         Then::Reset => {
             info!("domain {} resets", domain.name());
-            if let Err(error) = start(&domain) {
-                error!("domain {} cannot start again: {error}", domain.name());
-                off(&domain);
-            }
+            let resets = domain.pci.as_ref().map(|bus| bus.lock().reset(&domain));
+            *domain.resets.lock() = resets.unwrap_or_default();
+            restart(&domain);
         }
-        Then::Off | Then::Fail(_) => off(&domain),
+        Then::Off | Then::Fail(_) => {
+            if let Some(bus) = &domain.pci {
+                bus.lock().silence(&domain);
+            }
+            domain.interrupts.reset();
+            off(&domain);
+        }
+    }
+}
+
+/// Goes on with the restart of a domain: its devices first, which takes a while.
+pub(crate) fn restart(domain: &Arc<Domain>) {
+    let wait = bus::step(&mut domain.resets.lock());
+    if let Some(milliseconds) = wait {
+        sched::sleep(&domain.reference(0), milliseconds);
+        return;
+    }
+    if let Some(bus) = &domain.pci {
+        bus.lock().after_reset();
+    }
+    domain.interrupts.reset();
+    *domain.uart.lock() = Uart::default();
+    if let Err(error) = start(domain) {
+        error!("domain {} cannot start again: {error}", domain.name());
+        off(domain);
     }
 }
 
@@ -194,7 +254,7 @@ fn load(domain: &Domain) -> Result<(u64, u64), MakeError> {
         cmdline: &domain.config.cmdline,
         initrd,
         modules: &domain.modules(),
-        servers: &[],
+        servers: &domain.serving.describe(),
     })
     .map_err(|_| MakeError::NoMemory("its device tree"))?;
     if blob.len() as u64 > BLOCK_2M || tree + blob.len() as u64 > ram_end {

@@ -23,6 +23,8 @@ mod log;
 #[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
+mod bus;
+#[cfg(target_os = "none")]
 mod domain;
 #[cfg(target_os = "none")]
 mod exit;
@@ -45,9 +47,13 @@ mod panic;
 #[cfg(target_os = "none")]
 mod pcpu;
 #[cfg(target_os = "none")]
+mod physical;
+#[cfg(target_os = "none")]
 mod psci;
 #[cfg(target_os = "none")]
 mod sched;
+#[cfg(target_os = "none")]
+mod servers;
 #[cfg(target_os = "none")]
 mod smccc;
 #[cfg(target_os = "none")]

@@ -1,12 +1,19 @@
 //! Accesses that stage 2 does not let through: to a device that EL2 emulates, or to nothing.
 
+use crate::bus::{self, Answer, Bus};
 use crate::exit::{Exception, Next};
 use crate::pcpu::Running;
+use crate::servers::{self, Asked, Sent};
 use crate::{sched, terminal};
+use alloc::vec::Vec;
 use arch::syndrome::{AbortKind, Access, DataAbort, fault_address};
 use arch::sysreg;
+use ioreq::{Kind, Request, TakeError, Width};
 use kernel::layout;
+use pci::Reset;
+use spin::Mutex;
 use vgic::Frame;
+use vpci::{ConfigAccess, Sbdf};
 
 /// A load or store that reached something, decoded.
 #[derive(Clone, Copy)]
@@ -53,6 +60,15 @@ pub(crate) fn data_abort(running: &mut Running<'_>, abort: DataAbort) -> Next {
 /// Finds who answers; `None` if nobody is there.
 fn route(running: &mut Running<'_>, mmio: Mmio) -> Option<Next> {
     let ipa = mmio.ipa;
+    let domain = running.domain;
+    if let Some(bus) = &domain.pci {
+        if layout::ECAM.contains(&ipa) {
+            return config(running, bus, mmio);
+        }
+        if layout::PCI_32.contains(&ipa) || layout::PCI_64.contains(&ipa) {
+            return Some(memory_space(running, bus, mmio));
+        }
+    }
     if layout::GICD.contains(&ipa) {
         return Some(gic(
             running,
@@ -139,5 +155,237 @@ fn uart(running: &mut Running<'_>, mmio: Mmio) -> Next {
     answer_load(running, mmio, u64::from(value))
 }
 
-/// Completes the access that a device model has answered.
-pub(crate) fn answer(_running: &mut Running<'_>) {}
+/// What a vCPU waits for, and how it goes on then.
+pub(crate) enum Pending {
+    /// An access to memory space, answered by a device model.
+    Memory(Mmio, Asked),
+    /// A config access, answered by a device model.
+    Config(Config, Asked),
+    /// The reset of a function, which the guest asked for.
+    FunctionReset(Mmio, usize, Vec<Reset>),
+    /// The resets of device models' functions, before the domain starts again.
+    DomainReset(Asked, Vec<(Sbdf, u32)>),
+    /// The slot of the device model, which something from before a reset still has: the access is
+    /// made again.
+    Slot,
+}
+
+impl Pending {
+    /// Returns the request that is not answered, if that is what is waited for.
+    pub(crate) fn into_asked(self) -> Option<Asked> {
+        match self {
+            Self::Memory(_, asked) | Self::Config(_, asked) | Self::DomainReset(asked, _) => {
+                Some(asked)
+            }
+            Self::FunctionReset(..) | Self::Slot => None,
+        }
+    }
+}
+
+/// A config access on its way: one request, or two for eight bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Config {
+    mmio: Mmio,
+    access: ConfigAccess,
+    /// The second request, and the answer to the first.
+    high: Option<ConfigAccess>,
+    low: Option<u32>,
+}
+
+/// Answers an access in the ECAM window.
+fn config(running: &mut Running<'_>, bus: &Mutex<Bus>, mmio: Mmio) -> Option<Next> {
+    let offset = mmio.ipa - layout::ECAM.start;
+    let (access, high) = if mmio.access.bytes == 8 {
+        let (low, high) = vpci::ecam::decode_eight(0, offset)?;
+        (low, Some(high))
+    } else {
+        (bus.lock().decode(offset, mmio.bytes())?, None)
+    };
+    let config = Config {
+        mmio,
+        access,
+        high,
+        low: None,
+    };
+    Some(config_step(running, bus, config))
+}
+
+/// Makes the next request of a config access.
+fn config_step(running: &mut Running<'_>, bus: &Mutex<Bus>, config: Config) -> Next {
+    let Config { mmio, access, .. } = config;
+    let shift = if config.low.is_some() { 32 } else { 0 };
+    let mask = u64::from(access.size().mask());
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "masked to the width of the request"
+    )]
+    let store = mmio.store.map(|value| (value >> shift & mask) as u32);
+    let answer = match store {
+        None => bus.lock().config_read(access),
+        Some(value) => bus.lock().config_write(running.domain, access, value),
+    };
+    match answer {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a config read has four bytes at most"
+        )]
+        Answer::Done(value) => config_done(running, bus, config, value as u32),
+        Answer::Elsewhere(to) => {
+            let request = Request {
+                kind: if store.is_some() {
+                    Kind::ConfigWrite
+                } else {
+                    Kind::ConfigRead
+                },
+                width: width(u64::from(access.size().bytes())),
+                sbdf: to.sbdf,
+                address: access.offset().get().into(),
+                data: store.unwrap_or(0).into(),
+            };
+            match servers::send(running, to, request) {
+                Sent::Asked(asked) => wait(running, Pending::Config(config, asked)),
+                Sent::Posted => config_done(running, bus, config, 0),
+                Sent::Busy => wait(running, Pending::Slot),
+                #[expect(clippy::cast_possible_truncation, reason = "of the request's width")]
+                Sent::Unanswered(value) => config_done(running, bus, config, value as u32),
+            }
+        }
+        Answer::Resetting(id, reset) => function_reset(running, mmio, id, alloc::vec![reset]),
+    }
+}
+
+/// Goes on after one request of a config access.
+fn config_done(running: &mut Running<'_>, bus: &Mutex<Bus>, config: Config, value: u32) -> Next {
+    match (config.high, config.low) {
+        (Some(access), None) => {
+            let config = Config {
+                access,
+                low: Some(value),
+                ..config
+            };
+            config_step(running, bus, config)
+        }
+        (_, Some(low)) => answer_load(
+            running,
+            config.mmio,
+            u64::from(value) << 32 | u64::from(low),
+        ),
+        (None, None) => answer_load(running, config.mmio, value.into()),
+    }
+}
+
+/// Answers an access in a window of the host bridge.
+fn memory_space(running: &mut Running<'_>, bus: &Mutex<Bus>, mmio: Mmio) -> Next {
+    let answer = bus.lock().memory(running.domain, mmio);
+    match answer {
+        Answer::Done(value) => answer_load(running, mmio, value),
+        Answer::Resetting(id, reset) => function_reset(running, mmio, id, alloc::vec![reset]),
+        Answer::Elsewhere(to) => {
+            let request = Request {
+                kind: if mmio.store.is_some() {
+                    Kind::MmioWrite
+                } else {
+                    Kind::MmioRead
+                },
+                width: width(mmio.bytes()),
+                sbdf: to.sbdf,
+                address: mmio.ipa,
+                data: mmio.store.unwrap_or(0),
+            };
+            match servers::send(running, to, request) {
+                Sent::Asked(asked) => wait(running, Pending::Memory(mmio, asked)),
+                Sent::Posted => Next::Skip,
+                Sent::Busy => wait(running, Pending::Slot),
+                Sent::Unanswered(value) => answer_load(running, mmio, value),
+            }
+        }
+    }
+}
+
+fn width(bytes: u64) -> Width {
+    Width::from_bytes(bytes).expect("an access has 1, 2, 4 or 8 bytes")
+}
+
+/// Makes the vCPU wait. The instruction is completed when what it waits for is there.
+fn wait(running: &mut Running<'_>, pending: Pending) -> Next {
+    running.state.pending = Some(pending);
+    sched::wait_for_answer(running);
+    Next::Resume
+}
+
+/// Carries the reset of a function on, and completes the guest's access when it is done.
+fn function_reset(
+    running: &mut Running<'_>,
+    mmio: Mmio,
+    id: usize,
+    mut resets: Vec<Reset>,
+) -> Next {
+    if let Some(milliseconds) = bus::step(&mut resets) {
+        running.state.pending = Some(Pending::FunctionReset(mmio, id, resets));
+        sched::wait_for_answer(running);
+        sched::sleep(&running.reference(), milliseconds);
+        return Next::Resume;
+    }
+    if let Some(bus) = &running.domain.pci {
+        bus.lock().after_function_reset(id);
+    }
+    answer_load(running, mmio, 0)
+}
+
+/// Goes on with what the loaded vCPU waits for, if it has come.
+pub(crate) fn answer(running: &mut Running<'_>) {
+    let Some(pending) = running.state.pending.take() else {
+        return;
+    };
+    let next = match pending {
+        Pending::Slot => Next::Resume,
+        Pending::FunctionReset(mmio, id, resets) => function_reset(running, mmio, id, resets),
+        Pending::Memory(mmio, asked) => match taken(asked) {
+            Ok(value) => answer_load(running, mmio, value),
+            Err(asked) => return wait_on(running, Pending::Memory(mmio, asked)),
+        },
+        Pending::Config(config, asked) => {
+            let value = match taken(asked) {
+                Ok(value) => value,
+                Err(asked) => return wait_on(running, Pending::Config(config, asked)),
+            };
+            let Some(bus) = &running.domain.pci else {
+                return;
+            };
+            #[expect(clippy::cast_possible_truncation, reason = "of the request's width")]
+            let value = bus.lock().config_answer(config.access, value as u32);
+            config_done(running, bus, config, value)
+        }
+        Pending::DomainReset(asked, mut rest) => {
+            if let Err(asked) = taken(asked) {
+                return wait_on(running, Pending::DomainReset(asked, rest));
+            }
+            while let Some((sbdf, server)) = rest.pop() {
+                if let Sent::Asked(asked) =
+                    servers::send_reset(running.domain, running.vcpu.index, server, sbdf)
+                {
+                    return wait_on(running, Pending::DomainReset(asked, rest));
+                }
+            }
+            Next::Resume
+        }
+    };
+    if next == Next::Skip {
+        running.state.frame.skip();
+    }
+}
+
+/// Waits on for an answer that has not come yet. Who brings it says so after it is there.
+fn wait_on(running: &mut Running<'_>, pending: Pending) {
+    running.state.pending = Some(pending);
+    sched::wait_for_answer(running);
+}
+
+/// Takes an answer, or what stands for the one of a device model that is gone.
+fn taken(asked: Asked) -> Result<u64, Asked> {
+    match asked.answer() {
+        Ok(value) => Ok(value),
+        Err(TakeError::Dropped) => Ok(asked.unanswered()),
+        Err(TakeError::NotYet) => Err(asked),
+    }
+}

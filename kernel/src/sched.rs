@@ -122,13 +122,24 @@ pub(crate) fn answered(vcpu: &VcpuRef) {
     }
 }
 
-/// Makes the running vCPU wait for a device model.
+/// Makes the running vCPU wait until `answered`. An answer that came before makes it go on at once.
 pub(crate) fn wait_for_answer(running: &Running<'_>) {
     let mut run = running.vcpu.run.lock();
-    if run.activity == Activity::Running {
+    // Acquire: pairs with `request`, which `answered` makes under the same lock.
+    let here = running.vcpu.requests.load(Ordering::Acquire) & request::ANSWER != 0;
+    if run.activity == Activity::Running && !here {
         run.activity = Activity::Waiting;
     }
     running.cpu.set_resched();
+}
+
+/// Wakes a vCPU that is `Waiting`, or goes on with the restart of its domain, in so many milliseconds.
+pub(crate) fn sleep(vcpu: &VcpuRef, milliseconds: u32) {
+    let cpu = pcpu::this();
+    let deadline = now() + machine::get().ticks(u64::from(milliseconds) * 1000);
+    vcpu.get().run.lock().sleeps_on = Some(cpu.number);
+    cpu.queue.lock().sleep(deadline, vcpu.clone());
+    cpu.set_resched();
 }
 
 /// Puts a vCPU that is blocked or off into a queue.
@@ -500,9 +511,21 @@ pub(crate) fn timer_expired(cpu: &'static Pcpu) {
         let expired = cpu.queue.lock().pop_expired(now());
         let Some(vcpu) = expired else { break };
         let mut run = vcpu.get().run.lock();
-        if run.sleeps_on == Some(cpu.number) {
-            run.sleeps_on = None;
-            make_ready(&vcpu, &mut run);
+        if run.sleeps_on != Some(cpu.number) {
+            continue;
+        }
+        run.sleeps_on = None;
+        match run.activity {
+            Activity::Blocked => make_ready(&vcpu, &mut run),
+            Activity::Waiting => {
+                vcpu.get().request(request::ANSWER);
+                make_ready(&vcpu, &mut run);
+            }
+            Activity::Off => {
+                drop(run);
+                lifecycle::restart(&vcpu.domain);
+            }
+            Activity::Ready | Activity::Running => {}
         }
     }
     cpu.set_resched();

@@ -1,12 +1,14 @@
 //! A vCPU: its registers and where it stands.
 
 use crate::domain::Domain;
+use crate::mmio::Pending;
+use crate::servers::Asked;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use arch::context::{Debug, El1, Simd, Timers};
 use arch::frame::Frame;
 use arch::gic;
-use arch::syndrome::Access;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, Ordering};
 use spin::Mutex;
@@ -107,17 +109,12 @@ pub(crate) struct State {
     pub(crate) watches_caches: bool,
     /// A virtual SError is pending, while not loaded.
     pub(crate) serror_pending: bool,
-    /// The load that a device model is to answer.
+    /// What the vCPU waits for.
     pub(crate) pending: Option<Pending>,
-}
-
-/// An access that waits for a device model's answer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Pending {
-    /// The load's destination; `None` for a store.
-    pub(crate) load: Option<Access>,
-    /// The answers to come: an 8-byte config access is two requests.
-    pub(crate) shift: u32,
+    /// Requests from before resets of the domain, which device models have not answered yet.
+    pub(crate) stale: Vec<Asked>,
+    /// The vCPU sleeps in IOREQ_WAIT.
+    pub(crate) waits_for_work: bool,
 }
 
 impl State {
@@ -134,6 +131,8 @@ impl State {
             watches_caches: false,
             serror_pending: false,
             pending: None,
+            stale: Vec::new(),
+            waits_for_work: false,
         }
     }
 }

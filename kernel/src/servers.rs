@@ -1,0 +1,500 @@
+//! Device models: the rings between EL2 and them, and the calls they make.
+//!
+//! A [`Link`] joins a device-model domain to a target. A request waits in the slot of the target's
+//! vCPU, which is `Waiting` until the device model completes it; EL2 itself never waits.
+
+use crate::bus::Elsewhere;
+use crate::domain::Domain;
+use crate::memory::{self, TableFrames};
+use crate::pcpu::Running;
+use crate::sched;
+use abi::{MapFlags, NONE, Status};
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use arch::address::{BLOCK_1G, Ipa, PAGE_SIZE};
+use arch::table::Access;
+use ioreq::{
+    AttachError, EventSet, Kind, Layout, Line, PostedWrite, Poster, PublishError, Request, Server,
+    ServerWork, Sleep, Wake,
+};
+use kernel::guest_tree;
+use kernel::layout;
+use manifest::Grant;
+use spin::Mutex;
+use vpci::{BusAddress, BusRange, Decoder, Sbdf};
+
+/// Posted writes that fit in a ring: two pages of them.
+const POSTED: u32 = 256;
+
+/// One server of a device model.
+pub(crate) struct Link {
+    /// Its place in the device model's list: how its calls name it.
+    pub(crate) id: u32,
+    /// Its place in the target's list.
+    pub(crate) in_target: u32,
+    /// Its name in the system description.
+    name: String,
+    owner: Weak<Domain>,
+    target: Weak<Domain>,
+    server: Server<'static>,
+    poster: Mutex<Poster>,
+    /// What the device model finds in its device tree.
+    description: Mutex<guest_tree::Server>,
+}
+
+/// What a device-model domain has.
+#[derive(Default)]
+pub(crate) struct Serving {
+    links: Mutex<Vec<Arc<Link>>>,
+    events: Option<EventSet>,
+}
+
+/// A request that a vCPU waits for.
+pub(crate) struct Asked {
+    link: Arc<Link>,
+    pending: ioreq::Pending,
+}
+
+/// How a request went off.
+pub(crate) enum Sent {
+    /// It is on its way; the vCPU waits.
+    Asked(Asked),
+    /// It was posted; nobody waits.
+    Posted,
+    /// An earlier one of this vCPU's, from before a reset, is not answered yet: try again.
+    Busy,
+    /// There is no device model: reads give this.
+    Unanswered(u64),
+}
+
+impl Serving {
+    /// Makes room for so many servers.
+    pub(crate) fn new(servers: usize) -> Option<Self> {
+        let events = match u32::try_from(servers).ok()? {
+            0 => None,
+            count => Some(EventSet::new(count).ok()?),
+        };
+        let mut links = Vec::new();
+        links.try_reserve_exact(servers).ok()?;
+        Some(Self {
+            links: Mutex::new(links),
+            events,
+        })
+    }
+
+    fn link(&self, id: u64) -> Option<Arc<Link>> {
+        self.links.lock().get(usize::try_from(id).ok()?).cloned()
+    }
+
+    /// Returns what the device model's device tree says of its servers.
+    pub(crate) fn describe(&self) -> Vec<guest_tree::Server> {
+        self.links
+            .lock()
+            .iter()
+            .map(|link| link.description.lock().clone())
+            .collect()
+    }
+
+    /// Makes the rings ready for a device model that starts.
+    pub(crate) fn attach(&self) {
+        let links = self.links.lock().clone();
+        for link in links {
+            loop {
+                let attached = link.server.attach(&mut link.poster.lock());
+                let Err(AttachError::Outstanding(slot)) = attached else {
+                    break;
+                };
+                // Its vCPU has not taken back what it asked the instance before; that one is gone.
+                if !link.give_up(slot) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The device model is gone: who waits for it gets what hardware answers where nothing is.
+    pub(crate) fn detach(&self) {
+        let links = self.links.lock().clone();
+        for link in links {
+            link.server.detach();
+            if let Some(target) = link.target.upgrade() {
+                for slot in link.server.outstanding() {
+                    if (slot as usize) < target.vcpus.len() {
+                        sched::answered(&target.reference(slot as usize));
+                    }
+                }
+                if let Some(pci) = &target.pci {
+                    pci.lock().unclaim_all(&target, link.in_target, None);
+                }
+            }
+        }
+    }
+}
+
+impl Link {
+    /// Takes back a request that nobody will answer, of a vCPU that is off; returns whether it could.
+    fn give_up(&self, slot: u32) -> bool {
+        let Some(target) = self.target.upgrade() else {
+            return false;
+        };
+        let Some(vcpu) = target.vcpus.get(slot as usize) else {
+            return false;
+        };
+        let run = vcpu.run.lock();
+        if run.loaded.is_some() {
+            return false;
+        }
+        // SAFETY: it is loaded nowhere, and `run` is locked.
+        let state = unsafe { &mut *vcpu.state() };
+        let before = state.stale.len();
+        state
+            .stale
+            .retain(|asked| asked.answer() == Err(ioreq::TakeError::NotYet));
+        state.stale.len() < before
+    }
+
+    /// Tells the device model that there is work.
+    fn signal(&self) {
+        let Some(owner) = self.owner.upgrade() else {
+            return;
+        };
+        let Some(events) = &owner.serving.events else {
+            return;
+        };
+        if events.signal(self.id) == Wake::Needed {
+            for vcpu in &owner.vcpus {
+                sched::notify(&owner.reference(vcpu.index));
+            }
+        }
+    }
+
+    /// Sends a request of a vCPU, or posts it if it may be.
+    fn send(self: &Arc<Self>, slot: usize, request: Request, posted: bool) -> Sent {
+        if posted && request.kind == Kind::MmioWrite {
+            let write = PostedWrite {
+                width: request.width,
+                sbdf: request.sbdf,
+                address: request.address,
+                data: request.data,
+            };
+            match self.server.post(&mut self.poster.lock(), &write) {
+                Ok(()) => {
+                    self.signal();
+                    return Sent::Posted;
+                }
+                Err(ioreq::PostError::Detached) => return Sent::Posted,
+                // A full ring, or one that the device model has spoilt: the write waits its turn.
+                Err(ioreq::PostError::Full | ioreq::PostError::ConsumerIndex(_)) => {}
+            }
+        }
+        let slot = u32::try_from(slot).unwrap_or(u32::MAX);
+        match self.server.publish(slot, request) {
+            Ok(pending) => {
+                self.signal();
+                Sent::Asked(Asked {
+                    link: self.clone(),
+                    pending,
+                })
+            }
+            Err(PublishError::Outstanding) => Sent::Busy,
+            Err(PublishError::Detached | PublishError::NoSuchSlot) => {
+                Sent::Unanswered(request.unanswered())
+            }
+        }
+    }
+}
+
+impl Asked {
+    /// Returns the answer, once it is there.
+    pub(crate) fn answer(&self) -> Result<u64, ioreq::TakeError> {
+        self.link.server.take_answer(&self.pending)
+    }
+
+    /// Returns what stands for the answer of a device model that is gone.
+    pub(crate) fn unanswered(&self) -> u64 {
+        self.pending.request().unanswered()
+    }
+}
+
+/// Sends an access of the running vCPU to a device model.
+pub(crate) fn send(running: &mut Running<'_>, to: Elsewhere, request: Request) -> Sent {
+    let link = running.domain.links.lock().get(to.server as usize).cloned();
+    let Some(link) = link else {
+        return Sent::Unanswered(request.unanswered());
+    };
+    // What this vCPU asked before a reset of its domain blocks its slot until it is answered.
+    running
+        .state
+        .stale
+        .retain(|asked| asked.answer() == Err(ioreq::TakeError::NotYet));
+    link.send(running.vcpu.index, request, to.posted)
+}
+
+/// Sends the reset of a function, for a vCPU that is off.
+pub(crate) fn send_reset(domain: &Domain, vcpu: usize, server: u32, sbdf: Sbdf) -> Sent {
+    let link = domain.links.lock().get(server as usize).cloned();
+    match link {
+        Some(link) => link.send(vcpu, Request::reset(sbdf), false),
+        None => Sent::Unanswered(0),
+    }
+}
+
+/// Why the servers of a domain could not be made.
+pub(crate) enum LinkError {
+    /// There is no memory for it.
+    NoMemory,
+    /// There is no such domain.
+    NoTarget,
+    /// A slot cannot be had.
+    Slot(vpci::BusError),
+}
+
+impl core::fmt::Display for LinkError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::NoMemory => f.write_str("there is not enough memory"),
+            Self::NoTarget => f.write_str("a target is no domain with a host bridge"),
+            Self::Slot(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+/// Makes the servers that a device-model domain is configured with.
+pub(crate) fn link(
+    owner: &Arc<Domain>,
+    find: impl Fn(&str) -> Option<Arc<Domain>>,
+) -> Result<(), LinkError> {
+    let mut window = layout::WINDOWS;
+    for (id, config) in owner.config.servers.iter().enumerate() {
+        let target = find(&config.target).ok_or(LinkError::NoTarget)?;
+        let ring_at = layout::RINGS + id as u64 * layout::RING_STRIDE;
+        let slots = u32::try_from(target.vcpus.len()).map_err(|_| LinkError::NoMemory)?;
+        let shape = Layout::new(slots, POSTED).map_err(|_| LinkError::NoMemory)?;
+        let bytes = shape.page_bytes(PAGE_SIZE as usize) as u64;
+        let run = memory::allocate_run(bytes, PAGE_SIZE).ok_or(LinkError::NoMemory)?;
+        memory::zero(run);
+        // SAFETY: RAM that EL2 maps at its PA, zeroed, which is never freed: the ring lives as long
+        // as the machine. Lines are atomics, for which any bytes are valid.
+        let lines = unsafe {
+            let lines = bytes as usize / size_of::<Line>();
+            core::slice::from_raw_parts(run.start.get() as *const Line, lines)
+        };
+        let (server, poster) = Server::new(lines, shape).map_err(|_| LinkError::NoMemory)?;
+        let in_target =
+            u32::try_from(target.links.lock().len()).map_err(|_| LinkError::NoMemory)?;
+        let mut functions = Vec::new();
+        {
+            let backend = manifest::Backend::Server(config.name.clone());
+            let mut pci = target.pci.as_ref().ok_or(LinkError::NoTarget)?.lock();
+            for function in target
+                .config
+                .functions
+                .iter()
+                .filter(|f| f.backend == backend)
+            {
+                pci.add_emulated(function.slot, in_target)
+                    .map_err(LinkError::Slot)?;
+                functions.push(u32::from(function.slot));
+            }
+        }
+        let map = |ipa: u64, pa, len| {
+            let mut stage2 = owner.stage2.lock();
+            let stage2 = stage2.as_mut().ok_or(LinkError::NoMemory)?;
+            let frames = &mut TableFrames::for_pcpus();
+            stage2
+                .map(frames, Ipa::new(ipa), pa, len, Access::DATA)
+                .map_err(|_| LinkError::NoMemory)
+        };
+        map(ring_at, run.start, bytes)?;
+        let mut granted = Vec::new();
+        for extent in target.memory.ram() {
+            let (start, end) = (extent.ipa, extent.ipa + extent.run.len);
+            for (from, to) in grants(&config.memory, start, end) {
+                let local = window + (from - layout::RAM);
+                let pa = arch::address::Pa::new(extent.run.start.get() + (from - start));
+                map(local, pa, to - from)?;
+                granted.push((from, to - from, local));
+            }
+        }
+        window += target.config.memory.next_multiple_of(BLOCK_1G);
+        let description = guest_tree::Server {
+            id: id as u32,
+            name: config.name.clone(),
+            target: config.target.clone(),
+            ring: ring_at..ring_at + bytes,
+            functions,
+            memory: granted,
+            doorbell: layout::DOORBELL,
+        };
+        let link = Arc::new(Link {
+            id: id as u32,
+            in_target,
+            name: config.name.clone(),
+            owner: Arc::downgrade(owner),
+            target: Arc::downgrade(&target),
+            server,
+            poster: Mutex::new(poster),
+            description: Mutex::new(description),
+        });
+        target.links.lock().push(link.clone());
+        owner.serving.links.lock().push(link);
+    }
+    Ok(())
+}
+
+/// Returns the parts of `start..end` that a grant covers.
+fn grants(grant: &Grant, start: u64, end: u64) -> Vec<(u64, u64)> {
+    match grant {
+        Grant::None => Vec::new(),
+        Grant::All => alloc::vec![(start, end)],
+        Grant::Ranges(ranges) => ranges
+            .iter()
+            .map(|range| {
+                (
+                    range.base.max(start),
+                    range.base.saturating_add(range.size).min(end),
+                )
+            })
+            .filter(|(from, to)| from < to)
+            .collect(),
+    }
+}
+
+/// IOREQ_WAIT.
+pub(crate) fn wait(running: &mut Running<'_>) {
+    let Some(events) = &running.domain.serving.events else {
+        running.state.frame.x[0] = Status::NotFound.to_register();
+        return;
+    };
+    if core::mem::take(&mut running.state.waits_for_work) {
+        events.awake();
+    }
+    let [_, server, slot, ..] = running.state.frame.x;
+    if server != NONE {
+        if let Err(status) = complete(running.domain, server, slot) {
+            running.state.frame.x[0] = status.to_register();
+            return;
+        }
+        // The call is made again when it has waited: what is complete is not completed twice.
+        running.state.frame.x[1] = NONE;
+    }
+    loop {
+        while let Some(id) = events.take() {
+            let Some(link) = running.domain.serving.link(id.into()) else {
+                continue;
+            };
+            let Some(work) = link.server.next_work() else {
+                continue;
+            };
+            if link.server.has_work() {
+                let _ = events.signal(id);
+            }
+            let slot = match work {
+                ServerWork::Posted => NONE,
+                ServerWork::Slot(slot) => slot.into(),
+            };
+            running.state.frame.x[..3].copy_from_slice(&[
+                Status::Ok.to_register(),
+                id.into(),
+                slot,
+            ]);
+            return;
+        }
+        match events.sleep() {
+            Sleep::LookAgain => {}
+            Sleep::Blocked => break,
+        }
+    }
+    running.state.waits_for_work = true;
+    running.state.frame.pc -= 4;
+    sched::block(running);
+    if events.is_pending()
+        || running
+            .domain
+            .interrupts
+            .pending(running.domain, running.vcpu)
+    {
+        sched::notify(&running.reference());
+    }
+}
+
+/// IOREQ_COMPLETE.
+pub(crate) fn complete(domain: &Domain, server: u64, slot: u64) -> Result<(), Status> {
+    let link = domain.serving.link(server).ok_or(Status::NotFound)?;
+    let slot = u32::try_from(slot).map_err(|_| Status::NotFound)?;
+    link.server.complete(slot)?;
+    if let Some(target) = link.target.upgrade()
+        && target.vcpus.len() > slot as usize
+    {
+        sched::answered(&target.reference(slot as usize));
+    }
+    Ok(())
+}
+
+/// Finds a server of the caller's, its target, and a function that is the server's.
+fn function(
+    domain: &Domain,
+    server: u64,
+    sbdf: u64,
+) -> Result<(Arc<Link>, Arc<Domain>, Sbdf), Status> {
+    let link = domain.serving.link(server).ok_or(Status::NotFound)?;
+    let target = link.target.upgrade().ok_or(Status::Gone)?;
+    let sbdf = u32::try_from(sbdf).map_err(|_| Status::InvalidArgument)?;
+    let sbdf = Sbdf::from(sbdf);
+    let pci = target.pci.as_ref().ok_or(Status::Gone)?;
+    if !pci.lock().is_emulated_by(sbdf, link.in_target) {
+        return Err(Status::Denied);
+    }
+    Ok((link, target, sbdf))
+}
+
+/// IOREQ_MAP.
+pub(crate) fn map(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
+    let [_, server, sbdf, at, size, flags, ..] = *x;
+    let (link, target, sbdf) = function(domain, server, sbdf)?;
+    let flags = MapFlags::from_bits(flags).ok_or(Status::InvalidArgument)?;
+    let range = BusRange::new(BusAddress::new(at), size).ok_or(Status::InvalidArgument)?;
+    let decoder = Decoder::Ioreq {
+        server: link.in_target,
+        sbdf,
+        posted: flags.contains(MapFlags::POSTED),
+    };
+    let pci = target.pci.as_ref().ok_or(Status::Gone)?;
+    pci.lock()
+        .claim(range, decoder)
+        .map_err(|error| match error {
+            vpci::ClaimError::Outside(_) => Status::BadAddress,
+            vpci::ClaimError::Taken { .. } => Status::Busy,
+            vpci::ClaimError::NoMemory => Status::NoMemory,
+        })
+}
+
+/// IOREQ_UNMAP.
+pub(crate) fn unmap(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
+    let [_, server, sbdf, at, ..] = *x;
+    let (link, target, sbdf) = function(domain, server, sbdf)?;
+    let pci = target.pci.as_ref().ok_or(Status::Gone)?;
+    let at = BusAddress::new(at);
+    let found = pci.lock().unclaim(&target, at, link.in_target, sbdf);
+    found.then_some(()).ok_or(Status::NotFound)
+}
+
+/// IOREQ_MSI.
+pub(crate) fn msi(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
+    let [_, server, sbdf, address, data, ..] = *x;
+    let (_, target, sbdf) = function(domain, server, sbdf)?;
+    if address != layout::DOORBELL {
+        return Err(Status::BadAddress);
+    }
+    let event = u32::try_from(data).map_err(|_| Status::InvalidArgument)?;
+    // What the target's ITS does not know is dropped, as hardware does.
+    let _ = target.interrupts.msi(&target, sbdf.into(), event);
+    Ok(())
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        info!("server {} is gone", self.name);
+    }
+}
