@@ -87,13 +87,6 @@ impl Cpu {
         }
     }
 
-    /// Returns how many interrupts of `groups` can be delivered.
-    fn ready(&self, groups: u8) -> usize {
-        let [zero, one] = &self.ready;
-        let count = |queue: &Queue, bit| if groups & bit == 0 { 0 } else { queue.len() };
-        count(zero, 1) + count(one, 2)
-    }
-
     /// Returns whether anything is in a queue.
     #[inline]
     fn waits(&self) -> bool {
@@ -347,14 +340,25 @@ impl Gic {
 
     /// Makes an interrupt pending once.
     pub(crate) fn pulse(&mut self, vcpu: usize, intid: Intid, host: &mut impl Host) {
+        self.pulse_if(vcpu, intid, host, |_| true);
+    }
+
+    #[inline]
+    fn pulse_if(
+        &mut self,
+        vcpu: usize,
+        intid: Intid,
+        host: &mut impl Host,
+        condition: impl FnOnce(&Irq) -> bool,
+    ) {
         let Some(irq) = self.irqs.get_mut(vcpu, intid) else {
             return;
         };
-        // An active one stays in its queue: what is pending does not count for its place.
-        let already = irq.has(Flags::LATCH);
+        if irq.has(Flags::LATCH) || !condition(irq) {
+            return;
+        }
         irq.flags |= Flags::LATCH;
         match irq.place {
-            _ if already => {}
             Place::Idle => self.settle(vcpu, intid, host),
             Place::Ready => {}
             Place::Active | Place::Listed => {
@@ -387,10 +391,9 @@ impl Gic {
     }
 
     fn raise_sgi(&mut self, vcpu: usize, group: Group, intid: Intid, host: &mut impl Host) {
-        let irq = self.irqs.get(vcpu, intid);
-        if irq.is_some_and(|irq| irq.has(Flags::GROUP1) == (group == Group::One)) {
-            self.pulse(vcpu, intid, host);
-        }
+        self.pulse_if(vcpu, intid, host, |irq| {
+            irq.has(Flags::GROUP1) == (group == Group::One)
+        });
     }
 
     // Places.
@@ -518,7 +521,7 @@ impl Gic {
     /// Does so for every vCPU that has something listed or to list.
     pub(crate) fn touch_all(&mut self, host: &mut impl Host) {
         for (vcpu, cpu) in self.cpus.iter_mut().enumerate() {
-            if cpu.used != 0 || cpu.ready(3) != 0 {
+            if cpu.used != 0 || cpu.waits() {
                 cpu.stale = true;
                 host.kick(vcpu);
             }
@@ -698,21 +701,33 @@ impl List<'_> {
     }
 
     /// Lists what can be delivered, and returns how to hear of it when there is room for the rest.
+    ///
+    /// What the guest takes at its CPU interface comes first, so that the other group cannot be in
+    /// its way.
+    #[inline]
     fn ready(&mut self, cpu: &mut Cpu, irqs: &mut Irqs, vmcr: u64) -> Hcr {
-        let (mut hcr, mut groups) = (Hcr::empty(), self.groups);
-        if cpu.ready(groups) > self.room - cpu.used.min(self.room) {
-            groups &= lr::enabled_groups(vmcr);
-            hcr = watch_groups(self.groups, groups);
+        let taken = self.groups & lr::enabled_groups(vmcr);
+        self.fill(cpu, irqs, taken);
+        if !cpu.has_ready(self.groups) {
+            return Hcr::empty();
         }
-        while cpu.used < self.room {
-            let queue = cpu.best(groups);
-            let Some(intid) = queue.and_then(|queue| queue.pop(irqs, self.vcpu)) else {
-                return hcr;
-            };
+        self.fill(cpu, irqs, self.groups);
+        if !cpu.has_ready(self.groups) {
+            return Hcr::empty();
+        }
+        let mut hcr = watch_groups(self.groups, taken);
+        hcr.set(Hcr::NPIE, cpu.has_ready(taken));
+        hcr
+    }
+
+    #[inline]
+    fn fill(&mut self, cpu: &mut Cpu, irqs: &mut Irqs, groups: u8) {
+        while cpu.used < self.room
+            && let Some(queue) = cpu.best(groups)
+            && let Some(intid) = queue.pop(irqs, self.vcpu)
+        {
             self.put(cpu, irqs, intid);
         }
-        hcr.set(Hcr::NPIE, cpu.has_ready(groups));
-        hcr
     }
 
     /// Puts an interrupt that is in no queue into the next list register.

@@ -167,16 +167,15 @@ impl Irq {
 /// All interrupts of a domain.
 #[derive(Debug)]
 pub(crate) struct Irqs {
-    private: Vec<Irq>,
+    private: Vec<[Irq; PRIVATE]>,
     shared: Vec<Irq>,
     lpis: Sparse<Irq>,
 }
 
 impl Irqs {
     pub(crate) fn new(vcpus: usize, shared: usize) -> Result<Self, OutOfMemory> {
-        let private = vcpus.checked_mul(PRIVATE).ok_or(OutOfMemory)?;
         Ok(Self {
-            private: filled(private, Irq::default())?,
+            private: filled(vcpus, [Irq::default(); PRIVATE])?,
             shared: filled(shared, Irq::default())?,
             lpis: Sparse::new(),
         })
@@ -184,7 +183,7 @@ impl Irqs {
 
     /// Gives every interrupt its state after reset, and frees the LPIs.
     pub(crate) fn reset(&mut self, budget: &mut Budget) {
-        for (vcpu, irqs) in self.private.chunks_exact_mut(PRIVATE).enumerate() {
+        for (vcpu, irqs) in self.private.iter_mut().enumerate() {
             let route = u16::try_from(vcpu).unwrap_or(NOBODY);
             for (number, irq) in irqs.iter_mut().enumerate() {
                 *irq = Irq::reset(route, number < 16);
@@ -202,7 +201,7 @@ impl Irqs {
     #[inline]
     pub(crate) fn get(&self, vcpu: usize, intid: Intid) -> Option<&Irq> {
         match intid.index() {
-            index @ ..PRIVATE => self.private.get(vcpu * PRIVATE + index),
+            index @ ..PRIVATE => self.private.get(vcpu)?.get(index),
             index @ ..FIRST_LPI => self.shared.get(index - PRIVATE),
             index => self.lpis.get(index - FIRST_LPI),
         }
@@ -211,7 +210,7 @@ impl Irqs {
     #[inline]
     pub(crate) fn get_mut(&mut self, vcpu: usize, intid: Intid) -> Option<&mut Irq> {
         match intid.index() {
-            index @ ..PRIVATE => self.private.get_mut(vcpu * PRIVATE + index),
+            index @ ..PRIVATE => self.private.get_mut(vcpu)?.get_mut(index),
             index @ ..FIRST_LPI => self.shared.get_mut(index - PRIVATE),
             index => self.lpis.get_mut(index - FIRST_LPI),
         }

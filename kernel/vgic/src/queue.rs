@@ -30,7 +30,6 @@ pub(crate) enum End {
 pub(crate) struct Queue {
     /// The most significant bit stands for level 0.
     levels: u32,
-    count: u32,
     ends: [Ends; LEVELS],
 }
 
@@ -38,7 +37,6 @@ impl Queue {
     pub(crate) const fn new() -> Self {
         Self {
             levels: 0,
-            count: 0,
             ends: [Ends {
                 first: NONE,
                 last: NONE,
@@ -49,10 +47,6 @@ impl Queue {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.levels == 0
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.count as usize
     }
 
     /// Returns the level of the most urgent member, 32 if there is none.
@@ -74,7 +68,6 @@ impl Queue {
         let ends = self.ends.get_mut(level)?;
         let intid = ends.first;
         let irq = irqs.get_mut(vcpu, intid)?;
-        self.count -= 1;
         ends.first = core::mem::replace(&mut irq.next, NONE);
         if ends.first == NONE {
             self.levels &= !bit(level);
@@ -93,7 +86,6 @@ impl Queue {
         let Some(ends) = self.ends.get_mut(level) else {
             return;
         };
-        self.count += 1;
         if self.levels & bit(level) == 0 {
             self.levels |= bit(level);
             (irq.next, irq.previous) = (NONE, NONE);
@@ -128,7 +120,6 @@ impl Queue {
         let Some(ends) = self.ends.get_mut(level) else {
             return;
         };
-        self.count -= 1;
         if next == NONE && previous == NONE {
             self.levels &= !bit(level);
             return;
