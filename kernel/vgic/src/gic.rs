@@ -54,6 +54,8 @@ pub(crate) struct Cpu {
     used: usize,
     inside: usize,
     written: [u64; LIST_REGISTERS],
+    /// What `ICH_HCR_EL2` was to hold.
+    hcr: Hcr,
     /// By group.
     ready: [Queue; 2],
     active: Queue,
@@ -77,6 +79,7 @@ impl Cpu {
             used: 0,
             inside: 0,
             written: [0; LIST_REGISTERS],
+            hcr: Hcr::EN,
             ready: [Queue::new(), Queue::new()],
             active: Queue::new(),
             deactivate: 0,
@@ -560,7 +563,7 @@ impl Gic {
         };
         let used = core::mem::take(&mut cpu.used);
         let inside = core::mem::take(&mut cpu.inside);
-        cpu.filled = false;
+        (cpu.filled, cpu.hcr) = (false, Hcr::EN);
         for _ in 0..lr::eoi_count(hcr) {
             self.end_unlisted(vcpu, host);
         }
@@ -596,28 +599,8 @@ impl Gic {
         let Some(irq) = self.irqs.get_mut(vcpu, intid) else {
             return;
         };
-        // An LPI is never active in the architecture. Where a list register says so all the same,
-        // nothing is lost: its end needs no list register, and is not counted.
-        let was_active = now.contains(Lr::ACTIVE) && !intid.is_lpi();
-        let active = was_active && !irq.has(Flags::MAKE_IDLE) || irq.has(Flags::MAKE_ACTIVE);
-        if irq.has(Flags::PHYSICAL) && !irq.has(Flags::RAISED) {
-            let hardware_ended_it = written.contains(Lr::HW) && now.is_invalid();
-            if hardware_ended_it {
-                irq.flags -= Flags::PHYSICAL | Flags::LINE;
-            } else if (written | now).contains(Lr::ACTIVE) && !active {
-                irq.flags -= Flags::LINE;
-            }
-        }
-        if irq.has(Flags::PUSHED) && now.contains(Lr::PENDING) {
-            irq.flags |= Flags::LATCH;
-        }
-        irq.flags -= Flags::PUSHED | Flags::RAISED | Flags::MAKE_ACTIVE | Flags::MAKE_IDLE;
-        irq.flags.set(Flags::ACTIVE, active);
+        fold(irq, intid, written, now, host);
         irq.place = Place::Idle;
-        let level = !irq.has(Flags::EDGE) && written.contains(Lr::EOI);
-        if now.is_invalid() && level && !intid.is_private() {
-            host.ended(intid);
-        }
         if irq
             .flags
             .intersects(Flags::PENDING | Flags::ACTIVE | Flags::PHYSICAL)
@@ -629,6 +612,75 @@ impl Gic {
             };
             self.relink(vcpu, intid, end, host);
         }
+    }
+
+    /// Brings list registers up to date while nothing waits for room: what belongs into them stays.
+    fn renew(&mut self, vcpu: usize, lrs: &mut [u64], host: &mut impl Host) -> Option<Listing> {
+        let cpu = self.cpus.get(vcpu)?;
+        let (used, inside, lpis) = (cpu.used, cpu.inside, cpu.lpis);
+        let mut kept = 0;
+        for index in 0..used {
+            let cpu = self.cpus.get_mut(vcpu)?;
+            let written = *cpu.written.get(index)?;
+            let now = if index < inside {
+                *lrs.get(index)?
+            } else {
+                written
+            };
+            let (written, now) = (Lr::from_bits_retain(written), Lr::from_bits_retain(now));
+            let intid = written.intid();
+            let irq = self.irqs.get_mut(vcpu, intid)?;
+            fold(irq, intid, written, now, host);
+            let here = irq.has(Flags::ANY) && !cpu.asleep || usize::from(irq.route) == vcpu;
+            let deliverable = irq.has(Flags::ENABLED)
+                && irq.is_pending()
+                && self.groups & 1 << irq.group() != 0
+                && here
+                && (lpis || !intid.is_lpi());
+            if deliverable || irq.has(Flags::ACTIVE) {
+                let physical = *self.physical.get(intid.index()).unwrap_or(&0);
+                let lr = compose(irq, intid, physical).bits();
+                (*cpu.written.get_mut(kept)?, *lrs.get_mut(kept)?) = (lr, lr);
+                kept += 1;
+                continue;
+            }
+            irq.place = Place::Idle;
+            if irq.flags.intersects(Flags::PENDING | Flags::PHYSICAL) {
+                self.relink(vcpu, intid, End::Front, host);
+            }
+        }
+        let cpu = self.cpus.get_mut(vcpu)?;
+        (cpu.used, cpu.inside, cpu.hcr) = (kept, kept, Hcr::EN);
+        cpu.stale = cpu.waits();
+        cpu.filled = true;
+        Some(Listing {
+            first: 0,
+            used: kept,
+            hcr: Hcr::EN,
+            deactivate: core::mem::take(&mut cpu.deactivate),
+        })
+    }
+
+    /// Brings list registers up to date.
+    fn refresh(
+        &mut self,
+        vcpu: usize,
+        hcr: u64,
+        vmcr: u64,
+        lrs: &mut [u64],
+        host: &mut impl Host,
+    ) -> Listing {
+        let cpu = self.cpus.get(vcpu);
+        let simple = cpu.is_some_and(|cpu| !cpu.waits() && cpu.used <= lrs.len());
+        if simple
+            && lr::eoi_count(hcr) == 0
+            && let Some(listing) = self.renew(vcpu, lrs, host)
+            && !self.cpus.get(vcpu).is_some_and(|cpu| cpu.stale)
+        {
+            return listing;
+        }
+        self.sync(vcpu, hcr, lrs, host);
+        self.flush(vcpu, vmcr, lrs)
     }
 
     fn relink(&mut self, vcpu: usize, intid: Intid, end: End, host: &mut impl Host) {
@@ -652,7 +704,7 @@ impl Gic {
         listing.deactivate = core::mem::take(&mut cpu.deactivate);
         listing.first = core::mem::replace(&mut cpu.inside, cpu.used);
         if !core::mem::take(&mut cpu.stale) {
-            listing.used = cpu.used;
+            (listing.used, listing.hcr) = (cpu.used, cpu.hcr);
             let new = cpu.written.iter().zip(lrs).take(cpu.used);
             new.skip(listing.first)
                 .for_each(|(written, lr)| *lr = *written);
@@ -672,8 +724,34 @@ impl Gic {
         }
         listing.hcr |= list.ready(cpu, &mut self.irqs, vmcr);
         listing.used = cpu.used;
-        cpu.inside = cpu.used;
+        (cpu.inside, cpu.hcr) = (cpu.used, listing.hcr);
         listing
+    }
+}
+
+/// Takes over what a list register says of its interrupt: `written` was put into it, `now` is in it.
+#[inline]
+fn fold(irq: &mut Irq, intid: Intid, written: Lr, now: Lr, host: &mut impl Host) {
+    // An LPI is never active in the architecture. Where a list register says so all the same,
+    // nothing is lost: its end needs no list register, and is not counted.
+    let was_active = now.contains(Lr::ACTIVE) && !intid.is_lpi();
+    let active = was_active && !irq.has(Flags::MAKE_IDLE) || irq.has(Flags::MAKE_ACTIVE);
+    if irq.has(Flags::PHYSICAL) && !irq.has(Flags::RAISED) {
+        let hardware_ended_it = written.contains(Lr::HW) && now.is_invalid();
+        if hardware_ended_it {
+            irq.flags -= Flags::PHYSICAL | Flags::LINE;
+        } else if (written | now).contains(Lr::ACTIVE) && !active {
+            irq.flags -= Flags::LINE;
+        }
+    }
+    if irq.has(Flags::PUSHED) && now.contains(Lr::PENDING) {
+        irq.flags |= Flags::LATCH;
+    }
+    irq.flags -= Flags::PUSHED | Flags::RAISED | Flags::MAKE_ACTIVE | Flags::MAKE_IDLE;
+    irq.flags.set(Flags::ACTIVE, active);
+    let level = !irq.has(Flags::EDGE) && written.contains(Lr::EOI);
+    if now.is_invalid() && level && !intid.is_private() {
+        host.ended(intid);
     }
 }
 
@@ -896,34 +974,51 @@ impl Vgic {
         cpu.is_some_and(|cpu| cpu.stale || cpu.used != cpu.inside)
     }
 
-    /// Returns whether [`Self::sync`] has to come before [`Self::flush`]. Otherwise what is new only
-    /// needs a free list register.
+    /// Returns whether the list registers in use have to be looked at, by [`Self::refresh`].
+    /// Otherwise what is new only needs a free one, and [`Self::flush`] does.
     #[must_use]
     #[inline]
     pub fn needs_sync(&self, vcpu: usize) -> bool {
         self.gic.cpus.get(vcpu).is_some_and(|cpu| cpu.stale)
     }
 
-    /// Returns how many list registers [`Self::sync`] has to be given.
+    /// Returns how many list registers are in use, and have to be read for [`Self::refresh`] and
+    /// [`Self::sync`].
     #[must_use]
     #[inline]
     pub fn used(&self, vcpu: usize) -> usize {
         self.gic.cpus.get(vcpu).map_or(0, |cpu| cpu.inside)
     }
 
-    /// Takes back what the list registers hold. They mean nothing afterwards.
+    /// Takes all interrupts of a vCPU back out of its list registers, which mean nothing then: the
+    /// vCPU is not loaded any more.
     ///
-    /// `lrs` are the used ones and `hcr` is `ICH_HCR_EL2`, as they are in hardware.
+    /// `lrs` are the list registers in use and `hcr` is `ICH_HCR_EL2`, as they are in hardware.
     pub fn sync(&mut self, vcpu: usize, hcr: u64, lrs: &[u64], host: &mut impl Host) {
         self.gic.sync(vcpu, hcr, lrs, host);
     }
 
-    /// Fills list registers with what is most urgent; `vmcr` is `ICH_VMCR_EL2` of the vCPU.
+    /// Fills the list registers of a vCPU that is loaded now, or that stays loaded and does not need
+    /// [`Self::refresh`]. `lrs` has room for all of them; `vmcr` is `ICH_VMCR_EL2` of the vCPU.
     ///
-    /// Only `lrs[listing.first..listing.used]` is written. [`Self::sync`] comes first if
-    /// [`Self::needs_sync`] says so.
+    /// Only `lrs[listing.first..listing.used]` is written.
     pub fn flush(&mut self, vcpu: usize, vmcr: u64, lrs: &mut [u64]) -> Listing {
         self.gic.flush(vcpu, vmcr, lrs)
+    }
+
+    /// Takes back what the list registers in use hold, and fills them with what is most urgent.
+    ///
+    /// `lrs` has room for all of them, and holds those in use; `hcr` and `vmcr` are `ICH_HCR_EL2`
+    /// and `ICH_VMCR_EL2`, as they are in hardware.
+    pub fn refresh(
+        &mut self,
+        vcpu: usize,
+        hcr: u64,
+        vmcr: u64,
+        lrs: &mut [u64],
+        host: &mut impl Host,
+    ) -> Listing {
+        self.gic.refresh(vcpu, hcr, vmcr, lrs, host)
     }
 
     /// Returns whether a vCPU whose list registers were taken back has an interrupt to take, with

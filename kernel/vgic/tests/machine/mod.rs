@@ -221,7 +221,7 @@ impl Machine {
         assert!(!self.cpus[vcpu].loaded);
         self.cpus[vcpu].loaded = true;
         self.cpus[vcpu].timer_active = self.vgic.mapped_active(vcpu, TIMER);
-        self.refresh(vcpu);
+        self.update(vcpu);
         self.settle();
     }
 
@@ -241,24 +241,40 @@ impl Machine {
         cpu.hcr = 1;
     }
 
-    /// Brings list registers up to date, with a look at all of them.
+    /// Brings list registers up to date, with a look at all in use.
     pub(crate) fn refresh(&mut self, vcpu: usize) -> Listing {
-        self.take_back(vcpu);
         if self.samples_timer && !self.outside.timer_lines[vcpu] {
             self.vgic.set_level(vcpu, TIMER, false, &mut self.outside);
         }
-        self.update(vcpu)
+        self.outside.kicked.remove(&vcpu);
+        let used = self.vgic.used(vcpu);
+        let cpu = &mut self.cpus[vcpu];
+        assert!(cpu.lrs[used..].iter().all(|lr| *lr == 0));
+        // What is not in use need not be read.
+        let mut lrs = vec![!0; cpu.lrs.len()];
+        lrs[..used].copy_from_slice(&cpu.lrs[..used]);
+        let (hcr, vmcr) = (cpu.hcr, cpu.vmcr);
+        let outside = &mut self.outside;
+        let listing = self.vgic.refresh(vcpu, hcr, vmcr, &mut lrs, outside);
+        cpu.lrs.fill(0);
+        assert_eq!(listing.first, 0);
+        self.carry_out(vcpu, &lrs, listing)
     }
 
     /// Brings list registers up to date, with a look at those in use only if that is needed.
     pub(crate) fn update(&mut self, vcpu: usize) -> Listing {
         if self.vgic.needs_sync(vcpu) {
-            self.take_back(vcpu);
+            return self.refresh(vcpu);
         }
         self.outside.kicked.remove(&vcpu);
         let cpu = &mut self.cpus[vcpu];
-        let mut lrs = [!0; 16];
-        let listing = self.vgic.flush(vcpu, cpu.vmcr, &mut lrs[..cpu.lrs.len()]);
+        let mut lrs = vec![!0; cpu.lrs.len()];
+        let listing = self.vgic.flush(vcpu, cpu.vmcr, &mut lrs);
+        self.carry_out(vcpu, &lrs, listing)
+    }
+
+    fn carry_out(&mut self, vcpu: usize, lrs: &[u64], listing: Listing) -> Listing {
+        let cpu = &mut self.cpus[vcpu];
         let new = listing.first..listing.used;
         cpu.lrs[new.clone()].copy_from_slice(&lrs[new]);
         cpu.hcr = listing.hcr.bits();
