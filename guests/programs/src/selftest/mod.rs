@@ -2,8 +2,8 @@
 //!
 //! Most of them also hold on QEMU's `virt` itself, which shows that they ask for what hardware does.
 //! Where only Isthmus promises something, the test is skipped elsewhere. The words on the command
-//! line, if there are any, name the tests to run; `rx` adds a test of the UART that needs somebody
-//! to type.
+//! line, if there are any, are what the names of the tests to run begin with; `rx` is a test of the UART
+//! that needs somebody to type.
 
 mod bus;
 mod firmware;
@@ -47,7 +47,8 @@ pub fn main(platform: &'static Platform) {
     gic::init_distributor();
     gic::init_cpu();
     let words: Vec<&str> = platform.arguments().split_ascii_whitespace().collect();
-    let wanted = |test: &&Test| words.is_empty() || words.contains(&test.name);
+    let wanted =
+        |test: &&Test| words.is_empty() || words.iter().any(|word| test.name.starts_with(word));
     let mut tests: Vec<Test> = TESTS
         .iter()
         .filter(wanted)

@@ -252,10 +252,11 @@ pub(super) fn sgi_round_trip() -> Outcome {
         check_eq!(take(5000), PONG, "round {round}");
     }
     RELEASE.store(1, Ordering::Release);
+    // It may answer this one or not.
     gic::send_sgi(PING, target);
-    check_eq!(take(5000), PONG, "the last round");
-    gic::disable(PONG);
     check!(wait_for_off(target), "it does not go off");
+    gic::disable(PONG);
+    gic::clear_pending(PONG);
     Ok(())
 }
 
