@@ -74,7 +74,7 @@ fn typer(gic: &Gic) -> u32 {
     let lines = u32::from(spi(gic.irqs.shared_count()).get()).div_ceil(32) - 1;
     let id_bits = if gic.has_lpis { 16 } else { 10 };
     let affinity3 = 1 << 24;
-    let ranges = u32::from(gic.has_ranges()) << 26;
+    let ranges = u32::from(gic.has_ranges) << 26;
     lines | u32::from(gic.has_lpis) << 17 | (id_bits - 1) << 19 | affinity3 | ranges
 }
 

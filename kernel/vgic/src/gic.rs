@@ -156,6 +156,8 @@ pub(crate) struct Gic {
     /// `GICD_IROUTER`: the affinity of each shared interrupt.
     pub(crate) routers: Vec<u32>,
     pub(crate) has_lpis: bool,
+    /// Whether SGIs need the range selector to reach every vCPU.
+    pub(crate) has_ranges: bool,
     pub(crate) budget: Budget,
     clusters: Vec<Cluster>,
     /// The physical interrupts behind private ones; 0 is none.
@@ -185,6 +187,7 @@ impl Gic {
         );
         Ok(Self {
             irqs: Irqs::new(vcpus, spis)?,
+            has_ranges: cpus.iter().any(|cpu| cpu.affinity & 0xf0 != 0),
             clusters: clusters(&cpus)?,
             cpus,
             groups: 0,
@@ -231,11 +234,6 @@ impl Gic {
                 clusters.get(at.ok()?)
             }
         }
-    }
-
-    /// Returns whether SGIs need the range selector to reach every vCPU.
-    pub(crate) fn has_ranges(&self) -> bool {
-        self.cpus.iter().any(|cpu| cpu.affinity & 0xf0 != 0)
     }
 
     /// Returns the physical interrupt behind a private one.
@@ -320,25 +318,31 @@ impl Gic {
 
     /// Takes note that the physical interrupt came and is active, or that its line is low.
     fn set_mapped_level(&mut self, vcpu: usize, intid: Intid, level: bool, host: &mut impl Host) {
-        let Some(irq) = self.irqs.get(vcpu, intid) else {
-            return;
-        };
-        if !level && !irq.has(Flags::LINE) {
-            return;
+        if !level {
+            return self.lower_mapped(vcpu, intid, host);
         }
-        self.change(vcpu, intid, host, |irq| match (level, irq.place) {
-            (true, Place::Listed) => irq.flags |= Flags::LINE | Flags::PHYSICAL | Flags::RAISED,
-            (true, _) => irq.flags |= Flags::LINE | Flags::PHYSICAL,
-            (false, _) => irq.flags -= Flags::LINE,
-        });
-        if level && let Some(cpu) = self.cpus.get_mut(vcpu) {
+        if let Some(cpu) = self.cpus.get_mut(vcpu) {
             cpu.deactivate &= !(1 << (intid.0 & 31));
         }
+        let Some(irq) = self.irqs.get_mut(vcpu, intid) else {
+            return;
+        };
+        irq.flags |= Flags::LINE | Flags::PHYSICAL;
+        match irq.place {
+            Place::Idle => return self.settle(vcpu, intid, host),
+            Place::Ready => return,
+            Place::Active => {}
+            Place::Listed => irq.flags |= Flags::RAISED,
+        }
+        self.touch(vcpu, host);
     }
 
     /// Takes note that the line of a mapped interrupt is low.
     pub(crate) fn lower_mapped(&mut self, vcpu: usize, intid: Intid, host: &mut impl Host) {
-        self.set_mapped_level(vcpu, intid, false, host);
+        let irq = self.irqs.get(vcpu, intid);
+        if irq.is_some_and(|irq| irq.has(Flags::LINE)) {
+            self.change(vcpu, intid, host, |irq| irq.flags -= Flags::LINE);
+        }
     }
 
     /// Makes an interrupt pending once.
@@ -952,7 +956,7 @@ impl Vgic {
         self.gic.sgi(from, group, value, host);
     }
 
-    /// Carries out a trapped write to `ICC_DIR_EL1`, after [`Self::sync`].
+    /// Carries out a trapped write to `ICC_DIR_EL1`, after [`Self::refresh`].
     ///
     /// It is trapped only while [`Hcr::TDIR`] is set, and does nothing unless the guest has set
     /// `ICC_CTLR_EL1.EOImode` (`ICH_VMCR_EL2.VEOIM`, in `vmcr`).

@@ -12,13 +12,20 @@
 //!                                  |  ^                     |
 //!                            flush |  | sync                | Host::kick
 //!                                  v  |                     v
-//!                           list registers of a pCPU    the kernel
+//!                         list registers of a pCPU      the kernel
 //! ```
 //!
 //! This crate decides; the kernel owns the lock, the list registers, and guest memory. List
-//! registers stay in hardware while a vCPU is loaded. [`Host::kick`] tells the kernel that what
-//! they hold is out of date; it then reads the used ones, calls [`Vgic::sync`], which takes all
-//! interrupts back, and [`Vgic::flush`], which chooses anew. Nothing is done where nothing changed.
+//! registers stay in hardware while a vCPU is loaded, and nobody looks at them where nothing
+//! changed. The kernel does so
+//!
+//! - when a vCPU is loaded: [`Vgic::flush`], and the physical interrupts behind mapped ones are made
+//!   active or not as [`Vgic::mapped_active`] says;
+//! - when [`Host::kick`] was called for it and it enters the guest again: [`Vgic::refresh`] if
+//!   [`Vgic::needs_sync`], else [`Vgic::flush`], which only adds what is new;
+//! - at a maintenance interrupt: [`Vgic::refresh`];
+//! - when it is unloaded, and before it waits: [`Vgic::sync`]. If it goes on after all, as
+//!   [`Vgic::pending`] may say, [`Vgic::flush`] comes first.
 //!
 //! What a guest sees: one security state (`GICD_CTLR.DS`), affinity routing always on, five bits of
 //! priority, and as much of an ITS as there is without GICv4. Both groups work; interrupts reset
@@ -88,8 +95,8 @@ pub struct Config<'a> {
 ///
 /// It is called with the domain's lock held, so it must not come back to the controller.
 pub trait Host {
-    /// Makes `vcpu` call [`Vgic::sync`] and [`Vgic::flush`] soon: wakes it if it waits, and takes
-    /// it out of the guest if it runs.
+    /// Has the list registers of `vcpu` brought up to date soon: wakes it if it waits, and takes it
+    /// out of the guest if it runs. (One that waits may look at [`Vgic::pending`] first.)
     fn kick(&mut self, vcpu: usize);
 
     /// Reads guest memory.
@@ -164,7 +171,7 @@ impl Vgic {
 
     /// Answers a guest's read of `size` bytes at `offset` in `frame`.
     ///
-    /// If [`Self::shows_state`] says so, call [`Self::sync`] for the reading vCPU first.
+    /// If [`Self::shows_state`] says so, call [`Self::refresh`] for the reading vCPU first.
     pub fn read(&mut self, frame: Frame, offset: u64, size: u64, host: &mut impl Host) -> u64 {
         let Some(access) = Access::new(offset, size) else {
             return 0;
@@ -178,8 +185,8 @@ impl Vgic {
 
     /// Carries out a guest's write of `size` bytes at `offset` in `frame`.
     ///
-    /// Afterwards look at [`Self::has_commands`]. If [`Self::shows_state`] says so, call
-    /// [`Self::sync`] for the writing vCPU first.
+    /// If [`Self::shows_state`] says so, call [`Self::refresh`] for the writing vCPU first. Look at
+    /// [`Self::has_commands`] afterwards.
     pub fn write(
         &mut self,
         frame: Frame,

@@ -391,11 +391,10 @@ impl Machine {
     /// Writes `ICC_DIR_EL1`.
     pub(crate) fn write_dir(&mut self, vcpu: usize, intid: u16) {
         if self.cpus[vcpu].hcr & Hcr::TDIR.bits() != 0 {
-            self.take_back(vcpu);
+            self.refresh(vcpu);
             let vmcr = self.cpus[vcpu].vmcr;
             self.vgic
                 .deactivate(vcpu, Intid::new(intid), vmcr, &mut self.outside);
-            self.refresh(vcpu);
         } else {
             self.deactivate(vcpu, intid);
         }
