@@ -5,7 +5,7 @@ use crate::machine::{self, Machine};
 use crate::memory;
 use crate::panic::give_up;
 use crate::pcpu::{self, Pcpu};
-use crate::{interrupts, irq, lifecycle, panic, physical, sched, servers, terminal};
+use crate::{interrupts, irq, lifecycle, log, panic, physical, sched, servers, terminal};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -51,6 +51,7 @@ extern "C" fn isthmus_main(device_tree: u64, _image: u64) -> ! {
         Err(error) => malformed_tree(bytes, &error),
     };
     open_terminal(&tree);
+    set_log_level(&tree);
     info!(
         "Isthmus {} at {:#x}",
         env!("CARGO_PKG_VERSION"),
@@ -74,8 +75,8 @@ extern "C" fn isthmus_main(device_tree: u64, _image: u64) -> ! {
     info!(
         "{} pCPUs, {} MiB of memory, {} MiB free",
         machine.online().count(),
-        statistics.total * PAGE_SIZE >> 20,
-        statistics.free * PAGE_SIZE >> 20
+        (statistics.total * PAGE_SIZE) >> 20,
+        (statistics.free * PAGE_SIZE) >> 20
     );
     make_domains(machine, pack);
     let stack = or_give_up!(memory::make_stack(0), "pCPU 0");
@@ -152,6 +153,22 @@ fn uart(tree: &Tree) -> Option<Node<'_>> {
     named
         .filter(is_uart)
         .or_else(|| tree.compatible("arm,pl011").next())
+}
+
+/// Takes the least important level of the log that is shown from the machine's boot arguments:
+/// `log=error`, `log=warn`, `log=info` or `log=debug`.
+fn set_log_level(tree: &Tree) {
+    let chosen = tree.find("/chosen");
+    let arguments = chosen.and_then(|chosen| chosen.property("bootargs")?.string().ok());
+    for word in arguments.unwrap_or_default().split_ascii_whitespace() {
+        let Some(level) = word.strip_prefix("log=") else {
+            continue;
+        };
+        match log::Level::named(level) {
+            Some(level) => log::show(level),
+            None => warning!("no log level is called {level}"),
+        }
+    }
 }
 
 /// Where the manifest and the modules are.

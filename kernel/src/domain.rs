@@ -19,6 +19,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kernel::frames::Run;
 use kernel::layout;
+use kernel::size;
 use kernel::uart::Uart;
 use spin::Mutex;
 
@@ -322,7 +323,7 @@ impl Invalidate for Tlb {
         }
         self.with_vmid(|| {
             asm::dsb_ishst();
-            for offset in (0..len).step_by(PAGE_SIZE as usize) {
+            for offset in (0..len).step_by(size(PAGE_SIZE)) {
                 asm::tlbi_ipas2e1is(ipa.get() + offset);
             }
             asm::dsb_ish();
@@ -495,7 +496,7 @@ impl Domain {
             if skip < extent.run.len {
                 let len = PART.min(extent.run.len - skip);
                 let start = extent.run.start.get() + skip;
-                asm::clean_invalidate_to_poc(start as *const u8, len as usize);
+                asm::clean_invalidate_to_poc(start as *const u8, size(len));
                 return false;
             }
             skip -= extent.run.len;

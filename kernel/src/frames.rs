@@ -15,6 +15,7 @@
 //! address space, except that a frame's bit in its word is always the same: frame number modulo 64.
 //! Bits that stand for nothing are never free.
 
+use crate::size;
 use arch::address::{PAGE_SIZE, Pa};
 
 /// Frames in a word of level 0, and words below a word of another level.
@@ -120,11 +121,6 @@ impl Layout {
 fn first_bit(bits: u64, frame: u64) -> u64 {
     let modulo = WORD as u64 - 1;
     bits + (frame.wrapping_sub(bits) & modulo)
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "EL2 is a 64-bit program")]
-fn size(number: u64) -> usize {
-    number as usize
 }
 
 /// Returns the mask of `count` bits from `bit` on.

@@ -20,8 +20,10 @@ pub(crate) fn handle(running: &mut Running<'_>, id: u32) -> Next {
             x[1] = abi::VERSION.to_register();
         }
         Function::Features => {
-            let implemented = u32::try_from(x[1]).is_ok_and(|id| Function::try_from(id).is_ok());
-            x[0] = if implemented {
+            let function = u32::try_from(x[1])
+                .ok()
+                .and_then(|id| Function::try_from(id).ok());
+            x[0] = if function.is_some_and(is_built) {
                 Status::Ok.to_register()
             } else {
                 NOT_SUPPORTED
@@ -59,6 +61,18 @@ pub(crate) fn handle(running: &mut Running<'_>, id: u32) -> Next {
         _ => x[0] = NOT_SUPPORTED,
     }
     Next::Resume
+}
+
+/// Returns whether a function is in this build.
+fn is_built(function: Function) -> bool {
+    let ioreq = [
+        Function::IoreqWait,
+        Function::IoreqComplete,
+        Function::IoreqMap,
+        Function::IoreqUnmap,
+        Function::IoreqMsi,
+    ];
+    cfg!(feature = "ioreq") || !ioreq.contains(&function)
 }
 
 fn answer(running: &mut Running<'_>, done: Result<(), Status>) {

@@ -161,7 +161,6 @@ impl Interrupts {
             domain: running.domain,
         };
         take_back(&mut vgic, running.vcpu, &mut host);
-        #[expect(clippy::cast_possible_truncation, reason = "masked")]
         let intid = Intid::new((value & 0xffff) as u16);
         vgic.deactivate(running.vcpu.index, intid, virt::read_vmcr(), &mut host);
     }

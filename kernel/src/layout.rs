@@ -56,5 +56,5 @@ pub const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
 /// Returns the affinity of vCPU `index`, as MPIDR_EL1 has it: 16 at Aff0, as an SGI can reach.
 pub const fn affinity(index: usize) -> u64 {
     let index = index as u64;
-    index % 16 | (index / 16 % 256) << 8 | (index / 4096) << 16
+    (index % 16) | ((index / 16 % 256) << 8) | ((index / 4096) << 16)
 }

@@ -11,3 +11,12 @@ pub mod layout;
 pub mod rescue;
 pub mod rtc;
 pub mod uart;
+
+/// Returns a number of bytes, or of anything else in memory, as Rust counts it.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "EL2 is 64-bit; on a smaller host only tests run, with small numbers"
+)]
+pub const fn size(number: u64) -> usize {
+    number as usize
+}

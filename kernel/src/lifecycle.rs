@@ -45,8 +45,6 @@ pub(crate) enum Then {
     Off,
     /// It starts again: it asked for that.
     Reset,
-    /// It stays off: it did something that it must not go on from.
-    Fail(&'static str),
 }
 
 /// Loads a domain's payload and starts its first vCPU, after the functions that device models emulate
@@ -113,9 +111,6 @@ pub(crate) fn stop(domain: &Domain, then: Then) {
     if *lifecycle != Lifecycle::Running {
         return;
     }
-    if let Then::Fail(why) = then {
-        error!("domain {} is stopped: {why}", domain.name());
-    }
     // Locks: `lifecycle`, then a vCPU's `run`, then a queue.
     let loaded = (0..domain.vcpus.len())
         .filter(|index| sched::stop(&domain.reference(*index)))
@@ -154,7 +149,7 @@ fn stopped(domain: &Domain, then: Then) {
             *domain.resets.lock() = resets.unwrap_or_default();
             restart(&domain);
         }
-        Then::Off | Then::Fail(_) => {
+        Then::Off => {
             if let Some(bus) = &domain.pci {
                 bus.lock().silence(&domain);
             }

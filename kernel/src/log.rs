@@ -19,6 +19,19 @@ pub(crate) enum Level {
     Debug,
 }
 
+impl Level {
+    /// Returns the level that boot arguments call so.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "error" => Self::Error,
+            "warn" => Self::Warn,
+            "info" => Self::Info,
+            "debug" => Self::Debug,
+            _ => return None,
+        })
+    }
+}
+
 /// The least important level that is shown.
 static SHOWN: AtomicU8 = AtomicU8::new(Level::Info as u8);
 

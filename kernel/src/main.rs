@@ -12,6 +12,10 @@
 //! only stack, and a vCPU that has to wait is left in its structure while another one gets the pCPU.
 //! What is pure logic is in the library beside this program and in the crates below it.
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(
+    all(target_os = "none", not(all(feature = "ioreq", feature = "vpci"))),
+    expect(dead_code, reason = "what only the part that is left out uses")
+)]
 
 #[cfg(target_os = "none")]
 extern crate alloc;
@@ -45,6 +49,9 @@ mod mmio;
 #[cfg(target_os = "none")]
 mod panic;
 #[cfg(target_os = "none")]
+#[cfg_attr(not(feature = "vpci"), path = "no_passthrough.rs")]
+mod passthrough;
+#[cfg(target_os = "none")]
 mod pcpu;
 #[cfg(target_os = "none")]
 mod physical;
@@ -53,6 +60,7 @@ mod psci;
 #[cfg(target_os = "none")]
 mod sched;
 #[cfg(target_os = "none")]
+#[cfg_attr(not(feature = "ioreq"), path = "no_servers.rs")]
 mod servers;
 #[cfg(target_os = "none")]
 mod smccc;

@@ -15,21 +15,22 @@ use arch::address::{BLOCK_2M, PAGE_SIZE, Pa, Va};
 use arch::dma;
 use arch::entry::{self, Image, Start};
 use arch::mmio::Window;
-use arch::table::{
-    El2, Frames, InvalidateVa, MAIR_EL2, MapError, Memory, PaRange, Protection, tcr_el2,
-};
+use arch::table::{El2, Frames, MAIR_EL2, MapError, Memory, PaRange, Protection, tcr_el2};
 use arch::{asm, sysreg};
 use buddy_system_allocator::Heap;
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 use kernel::frames::{Allocator, Run, Statistics};
+use kernel::size;
 use spin::Mutex;
 
 /// Where stacks are mapped: above every PA that EL2 maps.
 const STACKS: u64 = 1 << 47;
 /// Size of a pCPU's stack.
 const STACK_SIZE: u64 = 32 << 10;
+/// Bytes of a page, in memory.
+const PAGE: usize = size(PAGE_SIZE);
 /// Pages for tables before the frame allocator is there.
 const EARLY_TABLES: usize = 24;
 /// Bytes of heap before the frame allocator is there: the device tree is read with it.
@@ -44,7 +45,7 @@ static TABLES: Mutex<Option<El2>> = Mutex::new(None);
 
 #[repr(C, align(4096))]
 struct EarlyPages {
-    pages: UnsafeCell<[[u8; PAGE_SIZE as usize]; EARLY_TABLES]>,
+    pages: UnsafeCell<[[u8; PAGE]; EARLY_TABLES]>,
     used: UnsafeCell<usize>,
     /// The tables, on their way from `isthmus_early` to `init_early`.
     tables: UnsafeCell<Option<El2>>,
@@ -55,7 +56,7 @@ struct EarlyPages {
 unsafe impl Sync for EarlyPages {}
 
 static EARLY_PAGES: EarlyPages = EarlyPages {
-    pages: UnsafeCell::new([[0; PAGE_SIZE as usize]; EARLY_TABLES]),
+    pages: UnsafeCell::new([[0; PAGE]; EARLY_TABLES]),
     used: UnsafeCell::new(0),
     tables: UnsafeCell::new(None),
 };
@@ -101,7 +102,7 @@ impl Frames for TableFrames {
         }
         let frame = allocate_frame()?;
         if self.clean {
-            asm::clean_to_poc(frame.get() as *const u8, PAGE_SIZE as usize);
+            asm::clean_to_poc(frame.get() as *const u8, PAGE);
         }
         Some(frame)
     }
@@ -148,20 +149,6 @@ fn early_page() -> Option<Pa> {
 
 fn mmu_is_on() -> bool {
     sysreg::read!("sctlr_el2") & 1 != 0
-}
-
-/// Invalidates EL2's translations.
-struct Tlb;
-
-impl InvalidateVa for Tlb {
-    fn va(&self, va: Va, len: u64) {
-        asm::dsb_ishst();
-        for offset in (0..len).step_by(PAGE_SIZE as usize) {
-            asm::tlbi_vae2is(va.get() + offset);
-        }
-        asm::dsb_ish();
-        asm::isb();
-    }
 }
 
 /// Makes the first tables, with the MMU off and before anything else: the image, and the device
@@ -425,7 +412,7 @@ pub(crate) fn free_run(run: Run) {
 /// Zeroes frames that nobody uses.
 pub(crate) fn zero(run: Run) {
     // SAFETY: RAM that EL2 maps; the caller has taken it from the allocator and uses it for nothing.
-    unsafe { asm::zero_pages(run.start.get() as *mut u8, run.len as usize) };
+    unsafe { asm::zero_pages(run.start.get() as *mut u8, size(run.len)) };
 }
 
 /// Returns how much memory there is.
@@ -470,20 +457,16 @@ static HEAP: GrowingHeap = GrowingHeap {
 
 impl GrowingHeap {
     fn grow(&self, layout: Layout) -> Option<()> {
-        let size = layout
+        let least = layout
             .size()
             .max(layout.align())
             .checked_next_power_of_two()?;
-        let bytes = size.max(HEAP_STEP);
+        let bytes = least.max(HEAP_STEP);
         let run = allocate_run(bytes as u64, bytes as u64)
-            .or_else(|| allocate_run(size as u64, (size as u64).max(PAGE_SIZE)))?;
-        let start = run.start.get() as usize;
+            .or_else(|| allocate_run(least as u64, (least as u64).max(PAGE_SIZE)))?;
+        let start = size(run.start.get());
         // SAFETY: RAM that EL2 maps, which now belongs to the heap.
-        unsafe {
-            self.heap
-                .lock()
-                .add_to_heap(start, start + run.len as usize)
-        };
+        unsafe { self.heap.lock().add_to_heap(start, start + size(run.len)) };
         Some(())
     }
 }

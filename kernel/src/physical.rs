@@ -215,6 +215,13 @@ fn find(tree: &Tree, node: Node<'_>, aborted: Aborted<'_>) -> Physical {
         .map(|(node, window)| iommu(node, window))
         .collect();
     info!("{} PCI functions", found.devices().len());
+    for device in found.devices() {
+        let (vendor, id, class) = (device.vendor, device.device, device.class);
+        debug!(
+            "PCI {}: {vendor:04x}:{id:04x}, class {class:06x}",
+            device.sbdf
+        );
+    }
     Physical {
         owners: Mutex::new(alloc::vec![None; found.devices().len()]),
         config,
@@ -239,9 +246,10 @@ fn host_bridge(node: Node<'_>) -> (Ecam, HostBridge) {
         buses = buses.map(|_| cells.next().unwrap_or(0).min(255));
     }
     // What the window does not reach is not there.
-    let reach = (window.len() >> 20).saturating_sub(1).min(255) as u32;
-    let first_bus = buses[0].min(255) as u8;
-    let last_bus = (buses[1].min(buses[0] + reach)).min(255) as u8;
+    let reach = u32::try_from((window.len() >> 20).saturating_sub(1)).unwrap_or(u32::MAX);
+    let number = |bus: u32| u8::try_from(bus).unwrap_or(u8::MAX);
+    let first_bus = number(buses[0]);
+    let last_bus = number(buses[1].min(buses[0].saturating_add(reach)));
     let windows = or_give_up!(node.ranges(), node)
         .filter_map(|range| pci::Window::decode(range.flags, range.child, range.parent, range.size))
         .collect();
@@ -295,7 +303,7 @@ fn messages(tree: &Tree) -> Option<Messages> {
     let bits = machine.distributor.lock().lpi_id_bits()?.min(LPI_BITS);
     let properties = or_give_up!(Properties::new(bits, &mut DmaPool), node);
     let region = or_give_up!(node.mmio(0), node);
-    let collections = machine.pcpus.len().min(usize::from(u16::MAX)) as u16;
+    let collections = u16::try_from(machine.pcpus.len()).unwrap_or(u16::MAX);
     let needs = Needs {
         collections,
         device_ids: 1 << 16,
@@ -308,7 +316,9 @@ fn messages(tree: &Tree) -> Option<Messages> {
         let mut redistributor = machine.redistributors[cpu.number].lock();
         let pending = or_give_up!(Pending::new(bits, &mut DmaPool), node);
         or_give_up!(redistributor.enable_lpis(&properties, pending), node);
-        let collection = cpu.number as u16;
+        let Ok(collection) = u16::try_from(cpu.number) else {
+            continue;
+        };
         let number = redistributor.processor_number();
         let place = Pa::new(redistributor.offset() as u64);
         or_give_up!(its.map_collection(collection, number, place), node);
@@ -623,7 +633,7 @@ impl Messages {
                 .skip(from)
                 .position(|route| matches!(route, Route::Free));
             let index = from + free.ok_or(VectorError::TooMany)?;
-            let lpi = FIRST_LPI + index as u32;
+            let lpi = u32::try_from(index).map_or(u32::MAX, |index| FIRST_LPI + index);
             let id = IntId::new(lpi);
             let _ = self.properties.set(id, true, Priority::NORMAL);
             its.map_event(device, event, id, 0)

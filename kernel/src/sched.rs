@@ -62,10 +62,6 @@ impl Queue {
         waiting.is_some_and(|queues| queues.iter().any(|queue| !queue.is_empty()))
     }
 
-    fn len(&self) -> usize {
-        self.ready.iter().map(VecDeque::len).sum()
-    }
-
     fn sleep(&mut self, deadline: u64, vcpu: VcpuRef) {
         let at = self
             .sleepers
@@ -271,9 +267,7 @@ fn next(cpu: &'static Pcpu, running: Option<&VcpuRef>) -> Option<VcpuRef> {
             None => 0,
         };
         let popped = cpu.queue.lock().pop(least);
-        let Some(vcpu) = popped.or_else(|| running.is_none().then(|| steal(cpu)).flatten()) else {
-            return None;
-        };
+        let vcpu = popped.or_else(|| running.is_none().then(|| steal(cpu)).flatten())?;
         let mut run = vcpu.get().run.lock();
         let here = run.loaded.is_none_or(|loaded| loaded == cpu.number);
         if run.activity == Activity::Ready && here {

@@ -18,11 +18,10 @@ use ioreq::{
     AttachError, EventSet, Kind, Layout, Line, PostedWrite, Poster, PublishError, Request, Server,
     ServerWork, Sleep, Wake,
 };
-use kernel::guest_tree;
-use kernel::layout;
+use kernel::{guest_tree, layout, size};
 use manifest::Grant;
 use spin::Mutex;
-use vpci::{BusAddress, BusRange, Decoder, Sbdf};
+use vpci::{BusAddress, BusRange, ClaimError, Decoder, Sbdf};
 
 /// Posted writes that fit in a ring: two pages of them.
 const POSTED: u32 = 256;
@@ -266,18 +265,18 @@ pub(crate) fn link(
     find: impl Fn(&str) -> Option<Arc<Domain>>,
 ) -> Result<(), LinkError> {
     let mut window = layout::WINDOWS;
-    for (id, config) in owner.config.servers.iter().enumerate() {
+    for (id, config) in (0u32..).zip(&owner.config.servers) {
         let target = find(&config.target).ok_or(LinkError::NoTarget)?;
-        let ring_at = layout::RINGS + id as u64 * layout::RING_STRIDE;
+        let ring_at = layout::RINGS + u64::from(id) * layout::RING_STRIDE;
         let slots = u32::try_from(target.vcpus.len()).map_err(|_| LinkError::NoMemory)?;
         let shape = Layout::new(slots, POSTED).map_err(|_| LinkError::NoMemory)?;
-        let bytes = shape.page_bytes(PAGE_SIZE as usize) as u64;
+        let bytes = shape.page_bytes(size(PAGE_SIZE)) as u64;
         let run = memory::allocate_run(bytes, PAGE_SIZE).ok_or(LinkError::NoMemory)?;
         memory::zero(run);
         // SAFETY: RAM that EL2 maps at its PA, zeroed, which is never freed: the ring lives as long
         // as the machine. Lines are atomics, for which any bytes are valid.
         let lines = unsafe {
-            let lines = bytes as usize / size_of::<Line>();
+            let lines = size(bytes) / size_of::<Line>();
             core::slice::from_raw_parts(run.start.get() as *const Line, lines)
         };
         let (server, poster) = Server::new(lines, shape).map_err(|_| LinkError::NoMemory)?;
@@ -319,7 +318,7 @@ pub(crate) fn link(
         }
         window += target.config.memory.next_multiple_of(BLOCK_1G);
         let description = guest_tree::Server {
-            id: id as u32,
+            id,
             name: config.name.clone(),
             target: config.target.clone(),
             ring: ring_at..ring_at + bytes,
@@ -328,7 +327,7 @@ pub(crate) fn link(
             doorbell: layout::DOORBELL,
         };
         let link = Arc::new(Link {
-            id: id as u32,
+            id,
             in_target,
             name: config.name.clone(),
             owner: Arc::downgrade(owner),
@@ -464,9 +463,9 @@ pub(crate) fn map(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
     pci.lock()
         .claim(range, decoder)
         .map_err(|error| match error {
-            vpci::ClaimError::Outside(_) => Status::BadAddress,
-            vpci::ClaimError::Taken { .. } => Status::Busy,
-            vpci::ClaimError::NoMemory => Status::NoMemory,
+            ClaimError::Outside(_) => Status::BadAddress,
+            ClaimError::Taken { .. } => Status::Busy,
+            ClaimError::NoMemory => Status::NoMemory,
         })
 }
 

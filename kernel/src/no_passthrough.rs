@@ -1,0 +1,99 @@
+//! Stands in for `passthrough` in a build without vPCI: no function can be taken.
+#![expect(
+    clippy::needless_pass_by_ref_mut,
+    reason = "the signatures are those of `passthrough`"
+)]
+
+use crate::domain::Domain;
+use core::fmt;
+use pci::Reset;
+use vpci::{BarIndex, BusError, BusRange, ConfigAccess, Effect, Sbdf};
+
+/// There is none.
+pub(crate) enum Assigned {}
+
+/// Why a function was not assigned.
+pub(crate) enum AssignError {
+    /// This build has no vPCI.
+    NotBuilt,
+    /// The slot cannot be had.
+    Slot(BusError),
+    /// There is no memory left.
+    NoMemory,
+}
+
+impl fmt::Display for AssignError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotBuilt => f.write_str("this hypervisor was built without vpci"),
+            Self::Slot(error) => write!(f, "{error}"),
+            Self::NoMemory => f.write_str("there is no memory left"),
+        }
+    }
+}
+
+impl Assigned {
+    pub(crate) fn take(
+        _domain: &Domain,
+        _config: &manifest::Function,
+        _wait: impl FnMut(u32),
+    ) -> Result<Self, AssignError> {
+        Err(AssignError::NotBuilt)
+    }
+
+    pub(crate) fn slot(&self) -> Sbdf {
+        match *self {}
+    }
+
+    pub(crate) fn config_read(&self, _access: ConfigAccess) -> u32 {
+        match *self {}
+    }
+
+    pub(crate) fn config_write(&mut self, _access: ConfigAccess, _value: u32) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn load(&self, _bar: BarIndex, _offset: u64, _bytes: u64) -> u64 {
+        match *self {}
+    }
+
+    pub(crate) fn store(&mut self, _: BarIndex, _: u64, _: u64, _: u64) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn next_effect(&mut self) -> Option<Effect> {
+        match *self {}
+    }
+
+    pub(crate) fn act(&mut self, _domain: &Domain, _effect: Effect) {
+        match *self {}
+    }
+
+    pub(crate) fn map(&self, _domain: &Domain, _bar: BarIndex, _range: BusRange) {
+        match *self {}
+    }
+
+    pub(crate) fn unmap(&self, _domain: &Domain, _bar: BarIndex, _range: BusRange) {
+        match *self {}
+    }
+
+    pub(crate) fn forget(&mut self) {
+        match *self {}
+    }
+
+    pub(crate) fn start_reset(&self) -> Option<Reset> {
+        match *self {}
+    }
+
+    pub(crate) fn enable(&mut self) {
+        match *self {}
+    }
+
+    pub(crate) fn set_multi_function(&mut self, _multi: bool) {
+        match *self {}
+    }
+
+    pub(crate) fn silence(&mut self) {
+        match *self {}
+    }
+}

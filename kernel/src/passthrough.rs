@@ -1,0 +1,550 @@
+//! A physical function that a domain has: taken over, shown through `vpci`, and driven as the model
+//! says.
+
+use crate::domain::Domain;
+use crate::memory::{self, TableFrames};
+use crate::physical::{self, Ecam, Physical, VectorError, Vectors};
+use alloc::vec::Vec;
+use arch::address::{Ipa, PAGE_SIZE, Pa};
+use arch::mmio::{Bus as _, Window};
+use arch::table::Access;
+use core::fmt;
+use kernel::layout;
+use pci::{Header, Method, Reset, ResetError};
+use vpci::{
+    BarIndex, BarInfo, BarRead, BarWrite, BuildError, BusAddress, BusError, BusRange, Change,
+    ConfigAccess, Effect, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
+};
+
+/// COMMAND (PCI Express Base Specification, 7.5.1.1.3).
+const COMMAND: u16 = 0x04;
+const MEMORY: u32 = 1 << 1;
+const BUS_MASTER: u32 = 1 << 2;
+const INTX_DISABLE: u32 = 1 << 10;
+
+/// MSI-X Message Control (7.7.2.2): Enable and Function Mask.
+const MSIX_ENABLE: u32 = 1 << 15;
+const MSIX_MASK: u32 = 1 << 14;
+/// An MSI-X table entry (7.7.2.5 on): address, data, Vector Control with its mask bit.
+const ENTRY: u64 = 16;
+const ENTRY_DATA: u64 = 8;
+const ENTRY_CONTROL: u64 = 12;
+const ENTRY_MASKED: u32 = 1;
+
+/// MSI Message Control (7.7.1.2): Enable, Multiple Message Enable, 64-bit, Per-Vector Masking.
+const MSI_ENABLE: u32 = 1;
+const MSI_MULTIPLE: u32 = 0b111 << 4;
+const MSI_WIDE: u32 = 1 << 7;
+const MSI_MASKABLE: u32 = 1 << 8;
+
+type Model = vpci::Function<pci::Function<'static, Ecam>>;
+
+/// A function that a domain was given.
+pub(crate) struct Assigned {
+    slot: Sbdf,
+    /// Its place in the machine's hierarchy.
+    index: usize,
+    model: Model,
+    /// The parts of its BARs that are not mapped for the guest: where, and their registers.
+    trapped: Vec<(u64, Window)>,
+    vectors: Option<Vectors>,
+    reset: Option<Method>,
+    /// COMMAND as the device has it.
+    command: u32,
+}
+
+/// Why a function was not assigned.
+pub(crate) enum AssignError {
+    /// The machine has no such function.
+    NotThere,
+    /// It is no endpoint, or has no place in the machine's windows.
+    NotUsable,
+    /// A domain has it.
+    Taken,
+    /// The domain was made without IOMMU.
+    NoIommu,
+    /// No SMMU checks its DMA.
+    NotIsolated,
+    /// It cannot be kept apart from this one, which the domain does not get.
+    Group(Sbdf, Option<pci::Reason>),
+    /// It cannot be reset.
+    NoReset,
+    /// Its reset failed.
+    Reset(ResetError),
+    /// It cannot be shown to a guest.
+    Build(BuildError),
+    /// The slot cannot be had.
+    Slot(BusError),
+    /// Its interrupts cannot be had.
+    Vectors(VectorError),
+    /// The SMMU refused.
+    Smmu(arch::smmu::Error),
+    /// There is no memory left.
+    NoMemory,
+}
+
+impl fmt::Display for AssignError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotThere => f.write_str("the machine has no such function"),
+            Self::NotUsable => {
+                f.write_str("it is a bridge, or has no place in the machine's windows")
+            }
+            Self::Taken => f.write_str("another domain has it"),
+            Self::NoIommu => f.write_str("the domain was made without iommu"),
+            Self::NotIsolated => f.write_str("no SMMU checks its DMA"),
+            Self::Group(other, reason) => {
+                write!(f, "it goes with {other}, which the domain does not have")?;
+                match reason {
+                    Some(reason) => write!(f, " ({reason:?})"),
+                    None => Ok(()),
+                }
+            }
+            Self::NoReset => {
+                f.write_str("it cannot be reset; say allow_no_reset to give it all the same")
+            }
+            Self::Reset(error) => write!(f, "its reset failed: {error:?}"),
+            Self::Build(error) => write!(f, "{error}"),
+            Self::Slot(error) => write!(f, "{error}"),
+            Self::Vectors(error) => write!(f, "{error}"),
+            Self::Smmu(error) => write!(f, "{error}"),
+            Self::NoMemory => f.write_str("there is no memory left"),
+        }
+    }
+}
+
+/// Returns how many vectors a function can have.
+fn vectors_of(physical: &Physical, index: usize, model: &Model) -> u32 {
+    if let Some(layout) = model.msix_layout() {
+        return u32::from(layout.vectors).max(msi_vectors(physical, index));
+    }
+    msi_vectors(physical, index)
+}
+
+fn msi_vectors(physical: &Physical, index: usize) -> u32 {
+    let device = &physical.found.devices()[index];
+    let Some(offset) = device.capabilities.msi else {
+        return 0;
+    };
+    let config = pci::Function::new(&physical.config, device.sbdf);
+    // Multiple Message Capable: 6 and 7 are reserved.
+    1 << (config.read(after(offset, 2), Size::Two) >> 1 & 7).min(5)
+}
+
+fn after(offset: Offset, bytes: u16) -> Offset {
+    Offset::in_function(u64::from(offset.get() + bytes))
+}
+
+/// Maps what a guest does not reach by itself for EL2, which answers for it.
+fn map_trapped(model: &Model) -> Result<Vec<(u64, Window)>, &'static str> {
+    let mut trapped = Vec::new();
+    for bar in model.bars() {
+        let end = bar.host + bar.size;
+        let mut at = bar.host & !(PAGE_SIZE - 1);
+        let mut add = |from: u64, to: u64| {
+            if from < to {
+                // SAFETY: registers of the function, which was just taken over; the parts of its
+                // BARs do not overlap, and the guest does not reach them.
+                trapped.push((from, unsafe { memory::map_device(from, to - from)? }));
+            }
+            Ok::<(), &'static str>(())
+        };
+        if bar.kind == vpci::BarKind::Io {
+            continue;
+        }
+        for pages in model.pages(bar.index) {
+            add(at, pages.host)?;
+            at = pages.host + pages.size;
+        }
+        add(at, end.next_multiple_of(8))?;
+    }
+    Ok(trapped)
+}
+
+impl Assigned {
+    /// Takes a physical function over for a domain: reset, quiet, and behind the SMMU. On an error
+    /// nothing is changed.
+    pub(crate) fn take(
+        domain: &Domain,
+        config: &manifest::Function,
+        wait: impl FnMut(u32),
+    ) -> Result<Self, AssignError> {
+        let host = config.host.ok_or(AssignError::NotThere)?;
+        let physical = physical::get().ok_or(AssignError::NotThere)?;
+        let index = physical.found.position(host).ok_or(AssignError::NotThere)?;
+        let device = &physical.found.devices()[index];
+        if !matches!(device.header, Header::Endpoint) || !device.usable {
+            return Err(AssignError::NotUsable);
+        }
+        let dma = domain.dma.as_ref().ok_or(AssignError::NoIommu)?;
+        if !physical.is_behind_smmu(index) {
+            return Err(AssignError::NotIsolated);
+        }
+        let has = |sbdf: Sbdf| {
+            domain
+                .config
+                .functions
+                .iter()
+                .any(|function| function.host == Some(sbdf))
+        };
+        if let Some(other) = physical
+            .groups
+            .members(&physical.found, index)
+            .find(|m| !has(m.sbdf))
+        {
+            return Err(AssignError::Group(
+                other.sbdf,
+                physical.groups.reason(index),
+            ));
+        }
+        let method = physical.found.reset_method(index, has);
+        if method.is_none() && !config.allow_no_reset {
+            return Err(AssignError::NoReset);
+        }
+        {
+            let mut owners = physical.owners.lock();
+            if owners[index].is_some() {
+                return Err(AssignError::Taken);
+            }
+            owners[index] = Some(domain.id);
+        }
+        let taken = Self::prepare(config, physical, index, method, wait).and_then(|assigned| {
+            physical
+                .attach(index, domain, dma)
+                .map_err(AssignError::Smmu)?;
+            Ok(assigned)
+        });
+        match taken {
+            Ok(mut assigned) => {
+                assigned.enable();
+                Ok(assigned)
+            }
+            Err(error) => {
+                physical.detach(index);
+                physical.owners.lock()[index] = None;
+                Err(error)
+            }
+        }
+    }
+
+    fn prepare(
+        config: &manifest::Function,
+        physical: &'static Physical,
+        index: usize,
+        method: Option<Method>,
+        wait: impl FnMut(u32),
+    ) -> Result<Self, AssignError> {
+        let device = &physical.found.devices()[index];
+        if let Some(method) = method {
+            let reset = physical.found.reset(index, method);
+            reset
+                .run(&physical.config, &physical.found, wait)
+                .map_err(AssignError::Reset)?;
+        }
+        let bars: Vec<BarInfo> = device
+            .bars
+            .iter()
+            .flatten()
+            .filter_map(|bar| bar.info())
+            .collect();
+        let setup = Setup {
+            bars: &bars,
+            doorbell: BusAddress::new(layout::DOORBELL),
+            position: Position::RootBus,
+            pin: Pin::Hidden,
+        };
+        let config_space = pci::Function::new(&physical.config, device.sbdf);
+        let model = vpci::Function::new(config_space, &setup).map_err(AssignError::Build)?;
+        let wanted = vectors_of(physical, index, &model);
+        let trapped = map_trapped(&model).map_err(|_| AssignError::NoMemory)?;
+        let vectors = match (&physical.messages, physical.device_id(index)) {
+            (Some(messages), Some(id)) if wanted > 0 => Some(
+                messages
+                    .allocate(id, wanted)
+                    .map_err(AssignError::Vectors)?,
+            ),
+            _ => None,
+        };
+        Ok(Self {
+            slot: config.slot,
+            index,
+            model,
+            trapped,
+            vectors,
+            reset: method,
+            command: 0,
+        })
+    }
+
+    /// Returns where the domain sees it.
+    pub(crate) fn slot(&self) -> Sbdf {
+        self.slot
+    }
+
+    /// Answers a config read.
+    #[inline]
+    pub(crate) fn config_read(&self, access: ConfigAccess) -> u32 {
+        self.model.read(access)
+    }
+
+    /// Takes a config write, and returns whether there are effects.
+    pub(crate) fn config_write(&mut self, access: ConfigAccess, value: u32) -> bool {
+        self.model.write(access, value) == Change::Effects
+    }
+
+    /// Answers a load from a part of a BAR that the guest does not reach by itself.
+    pub(crate) fn load(&self, bar: BarIndex, offset: u64, bytes: u64) -> u64 {
+        match self.model.read_bar(bar, offset, bytes) {
+            BarRead::Value(value) => value,
+            BarRead::Device { host } => self.read_device(host, bytes),
+        }
+    }
+
+    /// Takes a store to such a part, and returns whether there are effects.
+    pub(crate) fn store(&mut self, bar: BarIndex, offset: u64, bytes: u64, value: u64) -> bool {
+        match self.model.write_bar(bar, offset, bytes, value) {
+            BarWrite::Done(change) => change == Change::Effects,
+            BarWrite::Device { host } => {
+                self.write_device(host, bytes, value);
+                false
+            }
+        }
+    }
+
+    /// Returns what is to be done next.
+    pub(crate) fn next_effect(&mut self) -> Option<Effect> {
+        self.model.next_effect()
+    }
+
+    /// Carries out an effect that concerns the function alone.
+    pub(crate) fn act(&mut self, domain: &Domain, effect: Effect) {
+        let Some(physical) = physical::get() else {
+            return;
+        };
+        match effect {
+            Effect::BusMaster { enabled } => self.set_command(BUS_MASTER, enabled),
+            Effect::Msix { enabled, masked } => self.set_msix(physical, enabled, masked),
+            Effect::MsixVector { vector, message } => {
+                self.set_vector(physical, domain, vector, message);
+            }
+            Effect::Msi(msi) => self.set_msi(physical, domain, msi),
+            // The pin is hidden from the guest (`Pin::Hidden`) and off in the device; mappings and
+            // resets are the bus's.
+            Effect::Intx { .. }
+            | Effect::MapBar { .. }
+            | Effect::UnmapBar { .. }
+            | Effect::Reset => {}
+        }
+    }
+
+    /// Puts the model into the state of power-on; effects undo what was done.
+    pub(crate) fn forget(&mut self) {
+        let _ = self.model.reset();
+    }
+
+    /// Starts the reset of the device, if it has one.
+    pub(crate) fn start_reset(&self) -> Option<Reset> {
+        let found = &physical::get()?.found;
+        self.reset.map(|method| found.reset(self.index, method))
+    }
+
+    /// Lets the device decode its BARs: what the guest reaches of them is for stage 2 to say.
+    pub(crate) fn enable(&mut self) {
+        self.command = INTX_DISABLE;
+        self.set_command(MEMORY, true);
+    }
+
+    /// Says whether there are other functions of the same device.
+    pub(crate) fn set_multi_function(&mut self, multi: bool) {
+        self.model.set_multi_function(multi);
+    }
+
+    /// Takes everything from the function: it reaches nothing and decodes nothing.
+    pub(crate) fn silence(&mut self) {
+        self.set_command(BUS_MASTER | MEMORY, false);
+        if let Some(physical) = physical::get() {
+            physical.detach(self.index);
+        }
+    }
+
+    fn config(&self) -> &pci::Function<'static, Ecam> {
+        self.model.device()
+    }
+
+    fn set_command(&mut self, bits: u32, on: bool) {
+        self.command = if on {
+            self.command | bits
+        } else {
+            self.command & !bits
+        };
+        self.config().write(
+            Offset::in_function(u64::from(COMMAND)),
+            Size::Two,
+            self.command,
+        );
+    }
+
+    /// Returns the registers that hold `host`, and where in them it is.
+    fn registers(&self, host: u64, bytes: u64) -> Option<(&Window, usize)> {
+        self.trapped.iter().find_map(|(start, window)| {
+            let offset = host.checked_sub(*start)?;
+            let fits = offset + bytes <= window.len() as u64 && offset.is_multiple_of(bytes);
+            fits.then_some((window, usize::try_from(offset).ok()?))
+        })
+    }
+
+    fn read_device(&self, host: u64, bytes: u64) -> u64 {
+        let Some((window, offset)) = self.registers(host, bytes) else {
+            return u64::MAX;
+        };
+        match bytes {
+            1 => window.read8(offset).into(),
+            2 => window.read16(offset).into(),
+            4 => window.read32(offset).into(),
+            _ => window.read64(offset),
+        }
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the width says how much is stored"
+    )]
+    fn write_device(&self, host: u64, bytes: u64, value: u64) {
+        let Some((window, offset)) = self.registers(host, bytes) else {
+            return;
+        };
+        match bytes {
+            1 => window.write8(offset, value as u8),
+            2 => window.write16(offset, value as u16),
+            4 => window.write32(offset, value as u32),
+            _ => window.write64(offset, value),
+        }
+    }
+
+    /// Maps what the guest may reach of a BAR.
+    pub(crate) fn map(&self, domain: &Domain, bar: BarIndex, range: BusRange) {
+        let mut stage2 = domain.stage2.lock();
+        let Some(stage2) = stage2.as_mut() else {
+            return;
+        };
+        for pages in self.model.pages(bar) {
+            let ipa = Ipa::new(range.start().get() + pages.offset);
+            let pa = Pa::new(pages.host);
+            let frames = &mut TableFrames::for_pcpus();
+            if let Err(error) = stage2.map(frames, ipa, pa, pages.size, Access::REGISTERS) {
+                // What is not mapped reads ones; the guest's driver finds a device that is gone.
+                error!(
+                    "domain {}: {} {bar} is not mapped: {error:?}",
+                    domain.name(),
+                    self.slot
+                );
+            }
+        }
+    }
+
+    /// Unmaps what `map` mapped.
+    pub(crate) fn unmap(&self, domain: &Domain, bar: BarIndex, range: BusRange) {
+        let mut stage2 = domain.stage2.lock();
+        let Some(stage2) = stage2.as_mut() else {
+            return;
+        };
+        for pages in self.model.pages(bar) {
+            let ipa = Ipa::new(range.start().get() + pages.offset);
+            let frames = &mut TableFrames::for_pcpus();
+            let tlb = physical::cpu_tlb(domain);
+            if let Err(error) = stage2.unmap(frames, &tlb, ipa, pages.size) {
+                // Only splitting a block needs memory, and what `map` mapped is unmapped whole.
+                panic!("{} {bar} stays mapped: {error:?}", self.slot);
+            }
+        }
+    }
+
+    fn set_msix(&self, physical: &Physical, enabled: bool, masked: bool) {
+        let Some(offset) = physical.found.devices()[self.index].capabilities.msix else {
+            return;
+        };
+        let on = |on: bool, bit: u32| if on { bit } else { 0 };
+        let control = on(enabled, MSIX_ENABLE) | on(masked, MSIX_MASK);
+        self.config().write(after(offset, 2), Size::Two, control);
+    }
+
+    fn set_vector(&self, physical: &Physical, domain: &Domain, vector: u16, message: Message) {
+        let Some(table) = self.model.msix_layout().map(|layout| layout.table) else {
+            return;
+        };
+        let Some(bar) = self.model.bars().find(|bar| bar.index == table.bar) else {
+            return;
+        };
+        let entry = bar.host + table.offset + u64::from(vector) * ENTRY;
+        let (Some(messages), Some(vectors)) = (&physical.messages, &self.vectors) else {
+            return;
+        };
+        self.write_device(entry + ENTRY_CONTROL, 4, ENTRY_MASKED.into());
+        let event = u32::from(vector);
+        match message {
+            Message::Live { data } => {
+                messages.route(vectors, event, Some((domain, self.slot.rid().into(), data)));
+                let doorbell = messages.doorbell();
+                self.write_device(entry, 4, doorbell & 0xffff_ffff);
+                self.write_device(entry + 4, 4, doorbell >> 32);
+                self.write_device(entry + ENTRY_DATA, 4, event.into());
+                self.write_device(entry + ENTRY_CONTROL, 4, 0);
+            }
+            Message::Off => messages.route(vectors, event, None),
+            Message::Misdirected { address } => {
+                messages.route(vectors, event, None);
+                let name = domain.name();
+                warning!(
+                    "domain {name}: {} aims an MSI at {address}: stopped",
+                    self.slot
+                );
+            }
+        }
+    }
+
+    fn set_msi(&self, physical: &Physical, domain: &Domain, msi: vpci::Msi) {
+        let Some(offset) = physical.found.devices()[self.index].capabilities.msi else {
+            return;
+        };
+        let (Some(messages), Some(vectors)) = (&physical.messages, &self.vectors) else {
+            return;
+        };
+        let control =
+            self.config().read(after(offset, 2), Size::Two) & !(MSI_ENABLE | MSI_MULTIPLE);
+        self.config().write(after(offset, 2), Size::Two, control);
+        let Message::Live { data } = msi.message else {
+            for event in 0..u32::from(msi.vectors) {
+                messages.route(vectors, event, None);
+            }
+            return;
+        };
+        for event in 0..u32::from(msi.vectors) {
+            let base = data & !(u32::from(msi.vectors) - 1);
+            let to = (domain, u32::from(self.slot.rid()), base | event);
+            messages.route(vectors, event, Some(to));
+        }
+        let doorbell = messages.doorbell();
+        let (low, high) = ((doorbell & 0xffff_ffff) as u32, (doorbell >> 32) as u32);
+        if control & MSI_WIDE == 0 && high != 0 {
+            warning!(
+                "{}: its MSIs have 32-bit addresses and reach no ITS",
+                self.slot
+            );
+            return;
+        }
+        self.config().write(after(offset, 4), Size::Four, low);
+        let mut data_at = 8;
+        if control & MSI_WIDE != 0 {
+            self.config().write(after(offset, 8), Size::Four, high);
+            data_at = 12;
+        }
+        self.config().write(after(offset, data_at), Size::Two, 0);
+        if control & MSI_MASKABLE != 0 {
+            self.config()
+                .write(after(offset, data_at + 4), Size::Four, msi.mask);
+        }
+        let count = u32::from(msi.vectors).trailing_zeros() << 4;
+        self.config()
+            .write(after(offset, 2), Size::Two, control | count | MSI_ENABLE);
+    }
+}
