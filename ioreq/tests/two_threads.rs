@@ -103,20 +103,29 @@ fn vcpus_find_their_own_writes() {
         let vcpus = [0, 1, 2].map(|slot| scope.spawn(move || vcpu(slot)));
         let kernel = &kernel;
         scope.spawn(move || {
-            for vcpu in vcpus {
-                vcpu.join().unwrap();
-            }
+            let results = vcpus.map(thread::ScopedJoinHandle::join);
             kernel.done.store(true, Ordering::Release);
             kernel.signal();
             kernel.device.unpark();
+            assert!(results.iter().all(Result::is_ok));
         });
         serve(kernel, &lines)
     });
     assert_eq!(writes, u64::from(VCPUS) * rounds);
 }
 
+/// Lets the vCPUs go when the device model's thread ends, also in the middle of a failed test.
+struct Death<'a>(&'a Server<'a>);
+
+impl Drop for Death<'_> {
+    fn drop(&mut self) {
+        self.0.detach();
+    }
+}
+
 /// The device model: a register for each vCPU. Returns how many writes it saw.
 fn serve(kernel: &Kernel<'_>, lines: &[ioreq::Line]) -> u64 {
+    let _death = Death(&kernel.server);
     let mut client = Client::new(lines).unwrap();
     let mut registers = BTreeMap::new();
     let mut writes = 0;
