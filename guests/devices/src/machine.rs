@@ -62,6 +62,8 @@ type Named<'r> = (Sbdf, Box<dyn Function + 'r>);
 pub struct Machine<'r> {
     client: Client<'r>,
     functions: Vec<Named<'r>>,
+    /// Something was written, so that a function may have something to do.
+    written: bool,
 }
 
 impl<'r> Machine<'r> {
@@ -70,6 +72,7 @@ impl<'r> Machine<'r> {
         Self {
             client,
             functions: Vec::new(),
+            written: false,
         }
     }
 
@@ -101,10 +104,12 @@ impl<'r> Machine<'r> {
         for work in self.client.work(slot) {
             match work {
                 Work::Posted(write) => {
+                    self.written = true;
                     handle(functions, &write.synchronous(), host);
                 }
                 Work::Request(ticket, request) => {
                     complete = Some(ticket.slot());
+                    self.written |= !request.kind.is_read();
                     ticket.answer(handle(functions, &request, host));
                 }
                 Work::Unknown(ticket) => {
@@ -116,15 +121,19 @@ impl<'r> Machine<'r> {
         complete
     }
 
-    /// Lets every function do some of what is left to be done.
+    /// Lets every function do some of what is left to be done. Only writes give it anything to do.
     pub fn poll(&mut self, host: &mut dyn Host) -> Progress {
-        let mut progress = Progress::Idle;
-        for (_, function) in &mut self.functions {
-            if function.poll(host) == Progress::More {
-                progress = Progress::More;
-            }
+        if !core::mem::take(&mut self.written) {
+            return Progress::Idle;
         }
-        progress
+        for (_, function) in &mut self.functions {
+            self.written |= function.poll(host) == Progress::More;
+        }
+        if self.written {
+            Progress::More
+        } else {
+            Progress::Idle
+        }
     }
 }
 

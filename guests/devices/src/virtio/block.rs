@@ -17,6 +17,9 @@ use crate::memory::GuestMemory;
 /// A sector, whatever the block size (5.2.4).
 pub const SECTOR: u64 = 512;
 
+/// Bytes of device configuration.
+const CONFIG_SIZE: usize = 0x24;
+
 /// Feature bits (5.2.3).
 const SEG_MAX: u64 = 1 << 2;
 const READ_ONLY: u64 = 1 << 5;
@@ -58,6 +61,7 @@ pub struct Block<'d> {
     access: Access,
     serial: [u8; 20],
     queues: u16,
+    config: [u8; CONFIG_SIZE],
 }
 
 impl<'d> Block<'d> {
@@ -65,20 +69,20 @@ impl<'d> Block<'d> {
     /// behind the last whole sector are left alone.
     pub fn new(disk: &'d mut [u8], access: Access, name: &str, queues: u16) -> Self {
         let mut serial = [0; 20];
-        for (place, byte) in serial.iter_mut().zip(name.bytes()) {
-            *place = byte;
-        }
+        put(&mut serial, 0, name.as_bytes());
+        let queues = queues.max(1);
         Self {
+            config: config(sectors(disk), queues),
             disk,
             access,
             serial,
-            queues: queues.max(1),
+            queues,
         }
     }
 
     /// Returns its size in sectors.
     pub fn sectors(&self) -> u64 {
-        self.disk.len() as u64 / SECTOR
+        sectors(self.disk)
     }
 
     /// Returns the part of the disk that starts at `sector`, if it is all there and whole sectors.
@@ -123,12 +127,34 @@ impl<'d> Block<'d> {
     }
 }
 
+fn sectors(disk: &[u8]) -> u64 {
+    disk.len() as u64 / SECTOR
+}
+
+/// Returns the device configuration, up to num_queues (5.2.4).
+fn config(sectors: u64, queues: u16) -> [u8; CONFIG_SIZE] {
+    let mut config = [0; CONFIG_SIZE];
+    // A request has a header and a status beside its data.
+    let segments = u32::from(MAX_SIZE - 2);
+    let block_size = 512_u32;
+    put(&mut config, 0x00, &sectors.to_le_bytes()); // capacity
+    put(&mut config, 0x0c, &segments.to_le_bytes()); // seg_max
+    put(&mut config, 0x14, &block_size.to_le_bytes()); // blk_size
+    put(&mut config, 0x22, &queues.to_le_bytes()); // num_queues
+    config
+}
+
+/// Writes `field` at `offset`, as far as there is room.
+fn put(bytes: &mut [u8], offset: usize, field: &[u8]) {
+    for (place, byte) in bytes.iter_mut().skip(offset).zip(field) {
+        *place = *byte;
+    }
+}
+
 impl Device for Block<'_> {
     const DEVICE_ID: u16 = 2;
     /// Mass storage, "other".
     const CLASS: u32 = 0x01_80_00;
-    /// Up to num_queues.
-    const CONFIG_SIZE: u16 = 0x24;
 
     fn features(&self) -> u64 {
         let read_only = match self.access {
@@ -142,24 +168,8 @@ impl Device for Block<'_> {
         self.queues
     }
 
-    /// 5.2.4: capacity, size_max, seg_max, geometry, blk_size, topology, writeback, num_queues.
-    fn config(&self, offset: u16) -> u8 {
-        let capacity = self.sectors().to_le_bytes();
-        // A request has a header and a status beside its data.
-        let seg_max = u32::from(MAX_SIZE - 2).to_le_bytes();
-        let block_size = 512u32.to_le_bytes();
-        let queues = self.queues.to_le_bytes();
-        let fields: [(u16, &[u8]); 4] = [
-            (0x00, &capacity),
-            (0x0c, &seg_max),
-            (0x14, &block_size),
-            (0x22, &queues),
-        ];
-        let byte = |(start, field): &(u16, &[u8])| {
-            let index = offset.checked_sub(*start)?;
-            field.get(usize::from(index)).copied()
-        };
-        fields.iter().find_map(byte).unwrap_or(0)
+    fn config(&self) -> &[u8] {
+        &self.config
     }
 
     fn handle(

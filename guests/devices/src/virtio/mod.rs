@@ -13,8 +13,6 @@ pub trait Device {
     const DEVICE_ID: u16;
     /// Its PCI class code.
     const CLASS: u32;
-    /// Bytes of its device-specific configuration.
-    const CONFIG_SIZE: u16;
 
     /// Returns its feature bits, without those of queues and transport.
     fn features(&self) -> u64;
@@ -22,8 +20,8 @@ pub trait Device {
     /// Returns how many queues it has.
     fn queues(&self) -> u16;
 
-    /// Returns the byte at `offset` of its configuration.
-    fn config(&self, offset: u16) -> u8;
+    /// Returns its device-specific configuration.
+    fn config(&self) -> &[u8];
 
     /// Handles a request of `queue`, and returns how many bytes it wrote.
     ///

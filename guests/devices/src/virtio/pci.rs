@@ -177,6 +177,8 @@ pub struct VirtioPci<D, M> {
     registers: Registers,
     queues: Vec<QueueState>,
     claims: [Claim; 2],
+    /// A queue may be notified: there is something to look at in `poll`.
+    attention: bool,
 }
 
 /// A structure of a BAR, at a byte offset.
@@ -214,7 +216,8 @@ impl<D: Device, M: GuestMemory> VirtioPci<D, M> {
         let [registers_bar, msix_bar] = bars()?;
         config.add_bar(registers_bar, BarKind::Memory64, REGISTERS_SIZE)?;
         config.add_bar(msix_bar, BarKind::Memory32, MSIX_SIZE)?;
-        let offsets = add_capabilities::<D>(&mut config, count, vectors)?;
+        let size = u32::try_from(device.config().len()).unwrap_or(u32::MAX);
+        let offsets = add_capabilities(&mut config, size, count, vectors)?;
         let mut queues = Vec::new();
         queues.try_reserve_exact(count.into())?;
         queues.resize_with(count.into(), QueueState::new);
@@ -229,6 +232,7 @@ impl<D: Device, M: GuestMemory> VirtioPci<D, M> {
             registers: Registers::default(),
             queues,
             claims: [claim(registers_bar), claim(msix_bar)],
+            attention: false,
         };
         function.reset_device();
         Ok(function)
@@ -333,6 +337,12 @@ impl<D: Device, M: GuestMemory> VirtioPci<D, M> {
         bytes
     }
 
+    /// Out of line: what it needs of the stack, other reads do not.
+    #[inline(never)]
+    fn read_common(&self, offset: u64, width: Width) -> u64 {
+        gather(&self.common(), offset, width)
+    }
+
     /// Takes a write; one that has not a field's width (4.1.3.1) is ignored.
     fn write_common(&mut self, offset: u64, width: Width, value: u64, host: &mut dyn Host) {
         let word = low(value);
@@ -399,6 +409,7 @@ impl<D: Device, M: GuestMemory> VirtioPci<D, M> {
             for state in &mut self.queues {
                 state.notified = state.queue.is_some();
             }
+            self.attention = true;
         }
     }
 
@@ -421,6 +432,7 @@ impl<D: Device, M: GuestMemory> VirtioPci<D, M> {
             Ok(queue) => {
                 state.queue = Some(queue);
                 state.notified = true;
+                self.attention = true;
             }
             Err(error) => self.fail(error, host),
         }
@@ -472,22 +484,17 @@ impl<D: Device, M: GuestMemory> VirtioPci<D, M> {
         }
     }
 
+    /// Reads a register. Bits above the width are whatever is there: who asked leaves them out.
     fn read_bar(&mut self, bar: BarIndex, offset: u64, width: Width) -> u64 {
-        let value = match self.place(bar, offset) {
-            Place::Common(offset) => {
-                let bytes = self.common();
-                gather(offset, width, |at| bytes.get(usize::from(at)).copied())
-            }
+        match self.place(bar, offset) {
+            Place::Device(offset) => gather(self.device.config(), offset, width),
+            Place::Common(offset) => self.read_common(offset, width),
             // Reading clears it.
             Place::Isr => u64::from(core::mem::take(&mut self.registers.isr)),
-            Place::Device(offset) => gather(offset, width, |at| {
-                (at < D::CONFIG_SIZE).then(|| self.device.config(at))
-            }),
             Place::Table(offset) => self.msix.read_table(offset, width),
             Place::Pending(offset) => self.msix.read_pending(offset, width),
             Place::Notify(_) | Place::Nothing => 0,
-        };
-        value & width.mask()
+        }
     }
 
     fn write_bar(
@@ -504,6 +511,7 @@ impl<D: Device, M: GuestMemory> VirtioPci<D, M> {
                 let queue = usize::try_from(offset / u64::from(NOTIFY_MULTIPLIER));
                 if let Some(state) = queue.ok().and_then(|queue| self.queues.get_mut(queue)) {
                     state.notified = true;
+                    self.attention = true;
                 }
             }
             Place::Table(offset) => {
@@ -650,11 +658,15 @@ impl<D: Device, M: GuestMemory> Function for VirtioPci<D, M> {
     }
 
     fn poll(&mut self, host: &mut dyn Host) -> Progress {
+        // A function that is no bus master reads and writes no memory.
+        if !self.attention || !self.is_running() || !self.config.is_bus_master() {
+            return Progress::Idle;
+        }
+        self.attention = false;
         let mut progress = Progress::Idle;
         let count = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
         for index in 0..count {
-            // A function that is no bus master reads and writes no memory.
-            if !self.is_running() || !self.config.is_bus_master() {
+            if !self.is_running() {
                 return Progress::Idle;
             }
             match self.run_queue(index) {
@@ -663,6 +675,7 @@ impl<D: Device, M: GuestMemory> Function for VirtioPci<D, M> {
                         self.interrupt(vector, ISR_QUEUE, host);
                     }
                     if run.more {
+                        self.attention = true;
                         progress = Progress::More;
                     }
                 }
@@ -674,16 +687,19 @@ impl<D: Device, M: GuestMemory> Function for VirtioPci<D, M> {
 }
 
 /// Reads `width` bytes, the first at `offset`; what is not there reads as zero.
-fn gather(offset: u64, width: Width, byte: impl Fn(u16) -> Option<u8>) -> u64 {
-    let one = |index: u64| {
-        u16::try_from(offset + index)
-            .ok()
-            .and_then(&byte)
-            .unwrap_or(0)
-    };
-    (0..width.bytes()).fold(0, |value, index| {
-        value | u64::from(one(index)) << (8 * index)
-    })
+fn gather(bytes: &[u8], offset: u64, width: Width) -> u64 {
+    let rest = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| bytes.get(offset..));
+    let rest = rest.unwrap_or_default();
+    match (width, rest.first_chunk(), rest.first_chunk()) {
+        (Width::Four, Some(four), _) => u32::from_le_bytes(*four).into(),
+        (_, _, Some(eight)) => u64::from_le_bytes(*eight),
+        _ => rest
+            .iter()
+            .rev()
+            .fold(0, |value, byte| value << 8 | u64::from(*byte)),
+    }
 }
 
 fn bars() -> Result<[BarIndex; 2], NoRoom> {
@@ -692,8 +708,9 @@ fn bars() -> Result<[BarIndex; 2], NoRoom> {
 }
 
 /// Adds all capabilities: PCI Express, the four structures and the window (4.1.4), MSI-X.
-fn add_capabilities<D: Device>(
+fn add_capabilities(
     config: &mut ConfigSpace,
+    device_size: u32,
     queues: u16,
     vectors: u16,
 ) -> Result<Offsets, NoRoom> {
@@ -712,10 +729,7 @@ fn add_capabilities<D: Device>(
     let [a, b, c, d] = structure(CFG_NOTIFY, 20, NOTIFY, length);
     config.add_capability(CAP_VENDOR, &[a, b, c, d, Dword::fixed(NOTIFY_MULTIPLIER)])?;
     config.add_capability(CAP_VENDOR, &structure(CFG_ISR, 16, ISR, 1))?;
-    config.add_capability(
-        CAP_VENDOR,
-        &structure(CFG_DEVICE, 16, DEVICE, D::CONFIG_SIZE.into()),
-    )?;
+    config.add_capability(CAP_VENDOR, &structure(CFG_DEVICE, 16, DEVICE, device_size))?;
     let writable = |writable| Dword { value: 0, writable };
     let window = [
         Dword::fixed(CFG_PCI << 24 | 20 << 16),
