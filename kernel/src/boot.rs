@@ -130,6 +130,7 @@ fn malformed_tree(bytes: &[u8], error: &dt::Error) -> ! {
     give_up(format_args!("the device tree is malformed: {error}"))
 }
 
+#[cold]
 fn open_terminal(tree: &Tree) {
     let Some(node) = uart(tree) else {
         panic::stop_machine();
@@ -195,6 +196,7 @@ fn find_pack() -> Pack {
 }
 
 /// Sets the frame allocator up: what the device tree says is RAM, less what is in use.
+#[cold]
 fn init_memory(tree: &Tree, device_tree: Run, pack: Pack) {
     let mut ram = Vec::new();
     for region in tree.memory() {
@@ -250,6 +252,7 @@ fn init_memory(tree: &Tree, device_tree: Run, pack: Pack) {
 }
 
 /// Finds pCPUs and interrupt controller.
+#[cold]
 fn find_machine(tree: &Tree) -> &'static Machine {
     let own = sysreg::read!("mpidr_el1") & AFFINITY;
     let mut affinities = alloc::vec![own];
@@ -326,6 +329,7 @@ fn uart_interrupt(tree: &Tree) -> Option<u32> {
 }
 
 /// Sets up what each pCPU has of its own.
+#[cold]
 fn init_pcpu(cpu: &'static Pcpu) {
     let machine = machine::get();
     {
@@ -391,6 +395,7 @@ fn open_terminal_interrupt(tree: &Tree, machine: &'static Machine) {
 }
 
 /// Starts the other pCPUs by PSCI, and waits until they are there.
+#[cold]
 fn start_others(machine: &'static Machine) {
     for cpu in machine.pcpus.iter().skip(1) {
         let stack = or_give_up!(memory::make_stack(cpu.number), "pCPU {}", cpu.number);
@@ -420,6 +425,7 @@ fn start_others(machine: &'static Machine) {
 }
 
 /// Makes and starts the domains of the manifest.
+#[cold]
 fn make_domains(machine: &'static Machine, pack: Pack) {
     if pack.len < 40 {
         give_up(format_args!(
@@ -473,6 +479,7 @@ fn make_domains(machine: &'static Machine, pack: Pack) {
 }
 
 /// Gives a domain its physical functions.
+#[cold]
 fn assign(machine: &Machine, domain: &Domain) {
     let Some(bus) = &domain.pci else { return };
     for function in &domain.config.functions {

@@ -72,12 +72,6 @@ impl Bus {
         self.bus.insert(slot, Owner::Ioreq(server))
     }
 
-    /// Decodes an access at `offset` of the ECAM window.
-    #[inline]
-    pub(crate) fn decode(&self, offset: u64, bytes: u64) -> Option<ConfigAccess> {
-        self.bus.decode(offset, bytes)
-    }
-
     /// Answers a config read.
     #[inline]
     pub(crate) fn config_read(&self, access: ConfigAccess) -> Answer {

@@ -49,6 +49,7 @@ pub(crate) enum Then {
 
 /// Loads a domain's payload and starts its first vCPU, after the functions that device models emulate
 /// for it are reset.
+#[cold]
 pub(crate) fn start(domain: &Arc<Domain>) -> Result<(), MakeError> {
     let (entry, argument) = load(domain)?;
     domain.reset_counter();
@@ -106,6 +107,7 @@ pub(crate) fn power_on(vcpu: &VcpuRef, entry: u64, argument: u64) -> bool {
 }
 
 /// Stops a domain. Its vCPUs end where they are; the caller may be one of them.
+#[cold]
 pub(crate) fn stop(domain: &Domain, then: Then) {
     let mut lifecycle = domain.lifecycle.lock();
     if *lifecycle != Lifecycle::Running {
@@ -138,6 +140,7 @@ pub(crate) fn unloaded(vcpu: &VcpuRef) {
 }
 
 /// All vCPUs are unloaded: what follows.
+#[cold]
 fn stopped(domain: &Domain, then: Then) {
     let domain = domain.reference(0).domain;
     terminal::end_line(domain.id);
@@ -160,6 +163,7 @@ fn stopped(domain: &Domain, then: Then) {
 }
 
 /// Goes on with the restart of a domain: its devices first, which takes a while.
+#[cold]
 pub(crate) fn restart(domain: &Arc<Domain>) {
     let wait = bus::step(&mut domain.resets.lock());
     if let Some(milliseconds) = wait {
@@ -207,6 +211,7 @@ pub(crate) fn serror(vcpu: &VcpuRef) {
 const RAW_OFFSET: u64 = 0x8_0000;
 
 /// Puts a payload where it belongs and returns its entry and its argument: the device tree.
+#[cold]
 fn load(domain: &Domain) -> Result<(u64, u64), MakeError> {
     let memory = &domain.memory;
     let payload = &domain.payload;

@@ -164,6 +164,7 @@ fn map_trapped(model: &Model) -> Result<Vec<(u64, Window)>, &'static str> {
 impl Assigned {
     /// Takes a physical function over for a domain: reset, quiet, and behind the SMMU. On an error
     /// nothing is changed.
+    #[cold]
     pub(crate) fn take(
         domain: &Domain,
         config: &manifest::Function,
@@ -227,6 +228,7 @@ impl Assigned {
         }
     }
 
+    #[cold]
     fn prepare(
         config: &manifest::Function,
         physical: &'static Physical,

@@ -182,6 +182,7 @@ pub(crate) fn init(tree: &Tree, aborted: Aborted<'_>) {
     }
 }
 
+#[cold]
 fn find(tree: &Tree, node: Node<'_>, aborted: Aborted<'_>) -> Physical {
     let (config, host) = host_bridge(node);
     let found = match pci::enumerate(&config, &host) {
@@ -234,6 +235,7 @@ fn find(tree: &Tree, node: Node<'_>, aborted: Aborted<'_>) -> Physical {
     }
 }
 
+#[cold]
 fn host_bridge(node: Node<'_>) -> (Ecam, HostBridge) {
     let window = map(node, 0);
     let segment = node
@@ -275,6 +277,7 @@ fn host_bridge(node: Node<'_>) -> (Ecam, HostBridge) {
     )
 }
 
+#[cold]
 fn iommu(node: Node<'_>, window: Window) -> Iommu {
     let smmu = or_give_up!(Smmu::new(window, 1 << 16, &mut DmaPool), node);
     let names = node
@@ -297,6 +300,7 @@ fn iommu(node: Node<'_>, window: Window) -> Iommu {
 }
 
 /// Sets up LPIs on every pCPU that has started, and the ITS.
+#[cold]
 fn messages(tree: &Tree) -> Option<Messages> {
     let machine = machine::get();
     let node = tree.compatible("arm,gic-v3-its").next()?;
@@ -529,6 +533,7 @@ impl Drop for Dma {
 
 impl Iommu {
     /// Reports what the SMMU refused: one line for each function and second, the rest is counted.
+    #[cold]
     fn report(&self) {
         let mut smmu = self.smmu.lock();
         let mut attached = self.attached.lock();

@@ -260,6 +260,7 @@ impl core::fmt::Display for LinkError {
 }
 
 /// Makes the servers that a device-model domain is configured with.
+#[cold]
 pub(crate) fn link(
     owner: &Arc<Domain>,
     find: impl Fn(&str) -> Option<Arc<Domain>>,
