@@ -129,7 +129,6 @@ fn handle(cpu: &'static Pcpu, cause: Cause) -> *mut Frame {
         return sched::schedule(cpu);
     }
     if requests != 0 {
-        vcpu.take_requests();
         domain.interrupts.refresh(domain, vcpu);
     }
     // SAFETY: only the address is made; the vCPU is still loaded.

@@ -8,6 +8,7 @@ pub mod features;
 pub mod frames;
 pub mod guest_tree;
 pub mod layout;
+pub mod placement;
 pub mod rescue;
 pub mod rtc;
 pub mod uart;

@@ -5,7 +5,8 @@ use crate::sched::Queue;
 use crate::vcpu::{State, Vcpu, VcpuRef};
 use arch::sysreg;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use kernel::placement::Load;
 use spin::Mutex;
 
 /// A physical processing element.
@@ -18,8 +19,8 @@ pub(crate) struct Pcpu {
     pub(crate) online: AtomicBool,
     /// Something changed that the scheduler must look at before a guest is entered.
     pub(crate) resched: AtomicBool,
-    /// It waits for an interrupt, with nothing to run.
-    pub(crate) idle: AtomicBool,
+    /// What it does, as `Load` encodes it: a hint for others.
+    load: AtomicUsize,
     /// Who waits for it.
     pub(crate) queue: Mutex<Queue>,
     local: UnsafeCell<Local>,
@@ -39,6 +40,21 @@ pub(crate) struct Local {
     pub(crate) slice_end: u64,
     /// What the hypervisor's timer is set to.
     pub(crate) timer: Option<u64>,
+    /// Which vCPU of a domain was loaded last, for some of the domains (`comes_after_another`).
+    ran: [Option<(u32, usize)>; RAN],
+}
+
+/// Domains for which a pCPU remembers whom it loaded last.
+const RAN: usize = 16;
+
+impl Local {
+    /// Notes that a vCPU is loaded here, and returns whether another one of its domain may have been
+    /// since it was here: then the TLB may hold what that one translates in its own way.
+    pub(crate) fn comes_after_another(&mut self, domain: u32, vcpu: usize) -> bool {
+        // Where two domains meet in a place, each takes the other for a stranger, which costs time.
+        let place = &mut self.ran[domain as usize % RAN];
+        place.replace((domain, vcpu)) != Some((domain, vcpu))
+    }
 }
 
 impl Pcpu {
@@ -49,7 +65,7 @@ impl Pcpu {
             mpidr,
             online: AtomicBool::new(false),
             resched: AtomicBool::new(false),
-            idle: AtomicBool::new(false),
+            load: AtomicUsize::new(Load::Runs(0).encode()),
             queue: Mutex::new(Queue::default()),
             local: UnsafeCell::new(Local::default()),
         }
@@ -70,6 +86,18 @@ impl Pcpu {
     pub(crate) unsafe fn local(&self) -> &mut Local {
         // SAFETY: as above; interrupts are masked at EL2, so nothing comes between.
         unsafe { &mut *self.local.get() }
+    }
+
+    /// Returns what this pCPU does, as far as is known.
+    pub(crate) fn load(&self) -> Load {
+        // Relaxed: a guess; `sched::idle` says why none is lost.
+        Load::decode(self.load.load(Ordering::Relaxed))
+    }
+
+    /// Says what this pCPU does.
+    pub(crate) fn set_load(&self, load: Load) {
+        // Relaxed: as above.
+        self.load.store(load.encode(), Ordering::Relaxed);
     }
 
     /// Asks the scheduler to look again before this pCPU enters a guest.

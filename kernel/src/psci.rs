@@ -123,7 +123,8 @@ fn affinity_info(running: &Running<'_>, target: u64, level: u64) -> u64 {
         return INVALID_PARAMETERS;
     };
     let run = running.domain.vcpus[index].run.lock();
-    if run.activity == Activity::Off {
+    // Off, and ready to be turned on again.
+    if run.activity == Activity::Off && run.loaded.is_none() {
         OFF
     } else {
         ON

@@ -16,6 +16,7 @@ use alloc::vec::Vec;
 use arch::frame::Frame;
 use arch::{asm, gic, sysreg};
 use core::sync::atomic::Ordering;
+use kernel::placement::{self, Load};
 
 /// How many priorities there are: 0 to 15, the higher runs first.
 pub(crate) const PRIORITIES: usize = 16;
@@ -32,15 +33,20 @@ pub(crate) struct Queue {
     ready: [VecDeque<VcpuRef>; PRIORITIES],
     /// vCPUs that wait for a timer and are loaded nowhere, soonest last.
     sleepers: Vec<(u64, VcpuRef)>,
+    /// How many vCPUs there is room for.
+    room: usize,
 }
 
 impl Queue {
     /// Makes room for `vcpus` more, so that queueing never allocates.
     pub(crate) fn reserve(&mut self, vcpus: usize) -> Result<(), TryReserveError> {
+        let room = self.room + vcpus;
         for ready in &mut self.ready {
-            ready.try_reserve(ready.len() + vcpus)?;
+            ready.try_reserve(room - ready.len())?;
         }
-        self.sleepers.try_reserve(self.sleepers.len() + vcpus)
+        self.sleepers.try_reserve(room - self.sleepers.len())?;
+        self.room = room;
+        Ok(())
     }
 
     fn push(&mut self, vcpu: VcpuRef) {
@@ -140,40 +146,35 @@ pub(crate) fn sleep(vcpu: &VcpuRef, milliseconds: u32) {
 
 /// Puts a vCPU that is blocked or off into a queue.
 pub(crate) fn make_ready(vcpu: &VcpuRef, run: &mut Run) {
-    let machine = machine::get();
     if let Some(cpu) = run.sleeps_on.take() {
-        machine.pcpus[cpu].queue.lock().forget_sleeper(vcpu);
+        let cpu = &machine::get().pcpus[cpu];
+        cpu.queue.lock().forget_sleeper(vcpu);
     }
+    kick(enqueue(vcpu, run));
+}
+
+/// Puts a vCPU into the queue of the pCPU on which it had best run, and returns that.
+fn enqueue(vcpu: &VcpuRef, run: &mut Run) -> &'static Pcpu {
     run.activity = Activity::Ready;
-    let cpu = choose(machine, vcpu, run);
+    let cpu = choose(machine::get(), vcpu, run);
     cpu.queue.lock().push(vcpu.clone());
-    kick(cpu);
+    if run.loaded.is_none() && cpu.load() != Load::Idle {
+        // It may have become idle since; `idle` says why this is not lost.
+        wake_a_thief(cpu, vcpu);
+    }
+    cpu
 }
 
 /// Returns the pCPU on which a vCPU had best run.
 fn choose(machine: &'static Machine, vcpu: &VcpuRef, run: &Run) -> &'static Pcpu {
-    if let Some(cpu) = run.loaded {
-        return &machine.pcpus[cpu];
-    }
-    let last = &machine.pcpus[run.last];
-    // Relaxed: a guess; a wrong one costs time only.
-    let idle = |cpu: &&Pcpu| cpu.idle.load(Ordering::Relaxed);
-    let allowed = |cpu: &&Pcpu| vcpu.domain.may_run_on(cpu.number);
-    if allowed(&last) && idle(&last) {
-        return last;
-    }
-    let mut allowed = machine.online().filter(allowed);
-    let first = allowed.next().unwrap_or(last);
-    if idle(&first) {
-        return first;
-    }
-    allowed.find(idle).unwrap_or_else(|| {
-        if vcpu.domain.may_run_on(last.number) {
-            last
-        } else {
-            first
-        }
-    })
+    let allowed = machine
+        .online()
+        .filter(|cpu| vcpu.domain.may_run_on(cpu.number))
+        .map(|cpu| (cpu.number, cpu.load()));
+    let chosen = run
+        .loaded
+        .or_else(|| placement::choose(allowed, run.last, vcpu.domain.priority));
+    &machine.pcpus[chosen.unwrap_or(run.last)]
 }
 
 /// Blocks the running vCPU until `notify`. The caller then looks once more whether what it waits
@@ -212,11 +213,9 @@ pub(crate) fn stop(vcpu: &VcpuRef) -> bool {
     }
 }
 
-/// Turns the running vCPU off: it is not loaded any more when this returns.
+/// Turns the running vCPU off; the scheduler unloads it.
 pub(crate) fn power_off(running: &Running<'_>) {
-    let reference = running.reference();
     running.vcpu.run.lock().activity = Activity::Off;
-    unload(running.cpu, &reference);
     running.cpu.set_resched();
 }
 
@@ -227,15 +226,16 @@ pub(crate) fn schedule(cpu: &'static Pcpu) -> *mut Frame {
         cpu.resched.store(false, Ordering::Relaxed);
         // SAFETY: on this pCPU; not held beyond the clone.
         let loaded = unsafe { cpu.local().loaded.clone() };
+        let activity = loaded.as_ref().map(|vcpu| vcpu.get().run.lock().activity);
         if let Some(vcpu) = &loaded
-            && vcpu.get().requests.load(Ordering::Relaxed) & request::STOP != 0
+            && activity == Some(Activity::Off)
         {
-            vcpu.get().take_requests();
             unload(cpu, vcpu);
-            lifecycle::unloaded(vcpu);
             continue;
         }
-        let running = loaded.as_ref().filter(|vcpu| is_running(vcpu));
+        let running = loaded
+            .as_ref()
+            .filter(|_| activity == Some(Activity::Running));
         match next(cpu, running) {
             Some(next) => switch(cpu, loaded.as_ref(), next),
             None if running.is_some() => {}
@@ -248,10 +248,6 @@ pub(crate) fn schedule(cpu: &'static Pcpu) -> *mut Frame {
             return frame;
         }
     }
-}
-
-fn is_running(vcpu: &VcpuRef) -> bool {
-    vcpu.get().run.lock().activity == Activity::Running
 }
 
 /// Takes who is to run instead of `running`: whoever has a higher priority, or the same once its
@@ -272,6 +268,8 @@ fn next(cpu: &'static Pcpu, running: Option<&VcpuRef>) -> Option<VcpuRef> {
         let here = run.loaded.is_none_or(|loaded| loaded == cpu.number);
         if run.activity == Activity::Ready && here {
             run.activity = Activity::Running;
+            // From here on who stops it or kicks it finds it here.
+            run.loaded = Some(cpu.number);
             drop(run);
             return Some(vcpu);
         }
@@ -288,64 +286,95 @@ fn next(cpu: &'static Pcpu, running: Option<&VcpuRef>) -> Option<VcpuRef> {
 
 /// Takes a vCPU that waits for another pCPU and may run here.
 fn steal(cpu: &Pcpu) -> Option<VcpuRef> {
-    let others = machine::get()
-        .online()
-        .filter(|other| other.number != cpu.number);
-    for other in others {
+    others(cpu).find_map(|other| {
         let mut queue = other.queue.lock();
-        for ready in queue.ready.iter_mut().rev() {
-            let may = |vcpu: &VcpuRef| {
-                let run = vcpu.get().run.try_lock();
-                vcpu.domain.may_run_on(cpu.number) && run.is_some_and(|run| run.loaded.is_none())
-            };
-            if let Some(at) = ready.iter().position(may) {
-                return ready.remove(at);
-            }
-        }
+        queue.ready.iter_mut().rev().find_map(|ready| {
+            let at = ready
+                .iter()
+                .position(|vcpu| may_take(cpu, vcpu) == Some(true))?;
+            ready.remove(at)
+        })
+    })
+}
+
+fn others(cpu: &Pcpu) -> impl Iterator<Item = &'static Pcpu> {
+    let number = cpu.number;
+    machine::get()
+        .online()
+        .filter(move |other| other.number != number)
+}
+
+/// Returns whether a vCPU that waits for another pCPU may run here; `None` if somebody is about to
+/// change that: locks are taken in the other order here, so this one is only tried.
+fn may_take(cpu: &Pcpu, vcpu: &VcpuRef) -> Option<bool> {
+    if !vcpu.domain.may_run_on(cpu.number) {
+        return Some(false);
     }
-    None
+    let run = vcpu.get().run.try_lock()?;
+    Some(run.loaded.is_none())
+}
+
+/// Returns whether somebody waits who could run here, or may be about to.
+fn has_work(cpu: &Pcpu) -> bool {
+    let elsewhere = |other: &Pcpu| {
+        let queue = other.queue.lock();
+        let mut waiting = queue.ready.iter().flatten();
+        waiting.any(|vcpu| may_take(cpu, vcpu) != Some(false))
+    };
+    cpu.queue.lock().has(0) || others(cpu).any(elsewhere)
 }
 
 /// Gives the pCPU to `next`, which is marked as running already.
 fn switch(cpu: &'static Pcpu, loaded: Option<&VcpuRef>, next: VcpuRef) {
     // SAFETY: on this pCPU; not held beyond the store.
     unsafe { cpu.local().slice_end = now() + machine::get().ticks(SLICE_MICROSECONDS) };
-    match loaded {
+    cpu.set_load(Load::Runs(next.domain.priority));
+    let stopped = match loaded {
         Some(vcpu) if vcpu.is(&next) => return,
         Some(vcpu) => {
             save(cpu, vcpu);
-            let mut run = vcpu.get().run.lock();
-            run.loaded = None;
-            match run.activity {
-                Activity::Running => {
-                    run.activity = Activity::Ready;
-                    cpu.queue.lock().push(vcpu.clone());
-                    drop(run);
-                    wake_a_thief(cpu, vcpu);
-                }
-                Activity::Blocked => {
-                    // SAFETY: it is loaded nowhere, and `run` is locked.
-                    let timers = unsafe { &(*vcpu.get().state()).timers };
-                    if let Some(deadline) = timers.deadline(vcpu.domain.counter_offset()) {
-                        run.sleeps_on = Some(cpu.number);
-                        cpu.queue.lock().sleep(deadline, vcpu.clone());
-                    }
-                }
-                Activity::Ready | Activity::Waiting | Activity::Off => {}
+            give_up(cpu, vcpu).then_some(vcpu)
+        }
+        None => None,
+    };
+    load(cpu, next);
+    if let Some(vcpu) = stopped {
+        lifecycle::unloaded(vcpu);
+    }
+}
+
+/// Lets a vCPU go that has been saved, to where it waits. Returns whether `stop` waits to hear that
+/// it is no longer loaded.
+fn give_up(cpu: &'static Pcpu, vcpu: &VcpuRef) -> bool {
+    let mut run = vcpu.get().run.lock();
+    run.loaded = None;
+    match run.activity {
+        Activity::Running => {
+            let other = enqueue(vcpu, &mut run);
+            if other.number != cpu.number {
+                kick(other);
             }
         }
-        None => {}
+        // It waits in this pCPU's queue; only now others may take it.
+        Activity::Ready => wake_a_thief(cpu, vcpu),
+        Activity::Blocked => {
+            // SAFETY: it is loaded nowhere, and `run` is locked.
+            let timers = unsafe { &(*vcpu.get().state()).timers };
+            if let Some(deadline) = timers.deadline(vcpu.domain.counter_offset()) {
+                run.sleeps_on = Some(cpu.number);
+                cpu.queue.lock().sleep(deadline, vcpu.clone());
+            }
+        }
+        Activity::Waiting | Activity::Off => {}
     }
-    load(cpu, next);
+    // Under the lock: `stop` asks only while it is loaded.
+    vcpu.get().take(request::STOP) != 0
 }
 
 /// Tells an idle pCPU that there is a vCPU to take.
 fn wake_a_thief(cpu: &Pcpu, vcpu: &VcpuRef) {
-    let thief = machine::get().online().find(|other| {
-        other.number != cpu.number
-            && other.idle.load(Ordering::Relaxed)
-            && vcpu.domain.may_run_on(other.number)
-    });
+    let thief = others(cpu)
+        .find(|other| other.load() == Load::Idle && vcpu.domain.may_run_on(other.number));
     if let Some(thief) = thief {
         kick(thief);
     }
@@ -380,12 +409,8 @@ fn save(cpu: &Pcpu, vcpu: &VcpuRef) {
 
 /// Puts a vCPU's registers into the machine.
 fn load(cpu: &'static Pcpu, vcpu: VcpuRef) {
-    {
-        let mut run = vcpu.get().run.lock();
-        run.loaded = Some(cpu.number);
-        run.last = cpu.number;
-    }
-    // SAFETY: it is loaded on this pCPU from here on, and nobody else refers to its registers.
+    vcpu.get().run.lock().last = cpu.number;
+    // SAFETY: it is loaded on this pCPU (`next`), and nobody else refers to its registers.
     let state = unsafe { &mut *vcpu.get().state() };
     let domain = &vcpu.domain;
     sysreg::write!("vttbr_el2", domain.vttbr());
@@ -402,21 +427,34 @@ fn load(cpu: &'static Pcpu, vcpu: VcpuRef) {
     asm::isb();
     // SAFETY: on this pCPU; not held beyond the stores.
     let local = unsafe { cpu.local() };
+    if local.comes_after_another(domain.id, vcpu.index) {
+        // vCPUs share the VMID, and each may use an ASID for translations of its own.
+        asm::tlbi_vmalle1();
+        asm::dsb_nsh();
+        asm::isb();
+    }
     local.simd_live = false;
     local.loaded = Some(vcpu);
 }
 
-/// Forgets the machine's registers, which are this vCPU's.
+/// Forgets the machine's registers, which are those of a vCPU that is off.
 fn unload(cpu: &Pcpu, vcpu: &VcpuRef) {
     sysreg::write!("cntv_ctl_el0", 0);
     sysreg::write!("cntp_ctl_el0", 0);
     vcpu.domain.interrupts.discard(&vcpu.domain, vcpu.get());
-    vcpu.get().run.lock().loaded = None;
     exit::set_traps(None);
     // SAFETY: on this pCPU; not held beyond the stores.
     let local = unsafe { cpu.local() };
     local.simd_live = false;
     local.loaded = None;
+    let mut run = vcpu.get().run.lock();
+    run.loaded = None;
+    // Under the lock: `stop` asks only while it is loaded.
+    let stops = vcpu.get().take(request::STOP) != 0;
+    drop(run);
+    if stops {
+        lifecycle::unloaded(vcpu);
+    }
 }
 
 /// Does what was asked of the loaded vCPU, sets the timer, and returns the frame to enter; `None`
@@ -424,11 +462,12 @@ fn unload(cpu: &Pcpu, vcpu: &VcpuRef) {
 fn prepare(cpu: &'static Pcpu) -> Option<*mut Frame> {
     // SAFETY: on this pCPU; not held beyond the clone.
     let vcpu = unsafe { cpu.local().loaded.clone() }?;
-    if vcpu.get().requests.load(Ordering::Relaxed) != 0 {
-        if vcpu.get().requests.load(Ordering::Relaxed) & request::STOP != 0 {
-            return None;
-        }
-        let requests = vcpu.get().take_requests();
+    // Relaxed: who asks for more from here on sends an interrupt.
+    let requests = vcpu.get().requests.load(Ordering::Relaxed);
+    if requests & request::STOP != 0 {
+        return None;
+    }
+    if requests & request::ANSWER != 0 && vcpu.get().take(request::ANSWER) != 0 {
         // SAFETY: it is loaded on this pCPU, and no handler of an exit is on the stack below.
         let state = unsafe { &mut *vcpu.get().state() };
         let mut running = Running {
@@ -437,16 +476,14 @@ fn prepare(cpu: &'static Pcpu) -> Option<*mut Frame> {
             vcpu: vcpu.get(),
             state,
         };
-        if requests & request::ANSWER != 0 {
-            exit::answer(&mut running);
-        }
-        if requests & request::INTERRUPTS != 0 {
-            vcpu.domain.interrupts.refresh(&vcpu.domain, vcpu.get());
-        }
-        // Relaxed: set by this pCPU, in what was just done.
-        if cpu.resched.load(Ordering::Relaxed) {
-            return None;
-        }
+        exit::answer(&mut running);
+    }
+    if requests & request::INTERRUPTS != 0 {
+        vcpu.domain.interrupts.refresh(&vcpu.domain, vcpu.get());
+    }
+    // Relaxed: set by this pCPU, in what was just done.
+    if cpu.resched.load(Ordering::Relaxed) {
+        return None;
     }
     set_timer(cpu, Some(vcpu.domain.priority));
     // SAFETY: only the address is made; it lives as long as the vCPU, which stays loaded.
@@ -484,14 +521,15 @@ fn set_timer(cpu: &Pcpu, running: Option<usize>) {
 /// Waits for an interrupt and handles it.
 fn idle(cpu: &'static Pcpu) {
     set_timer(cpu, None);
-    // Relaxed: a hint for `choose`; who puts something into the queue sends an interrupt.
-    cpu.idle.store(true, Ordering::Relaxed);
-    let work = cpu.queue.lock().has(0);
-    if !work {
+    // Who makes a vCPU ready puts it into a queue and then looks for an idle pCPU; this one says
+    // that it is idle and then looks into the queues. The queue's lock orders the two, so one of
+    // them sees the other.
+    cpu.set_load(Load::Idle);
+    if !has_work(cpu) {
         asm::dsb_sy();
         asm::wfi();
     }
-    cpu.idle.store(false, Ordering::Relaxed);
+    cpu.set_load(Load::Runs(0));
     irq::handle(cpu);
 }
 

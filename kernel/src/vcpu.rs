@@ -66,7 +66,7 @@ pub(crate) mod request {
 pub(crate) struct Run {
     /// What it does.
     pub(crate) activity: Activity,
-    /// The pCPU that has its registers.
+    /// The pCPU that has its registers, or is about to load them.
     pub(crate) loaded: Option<usize>,
     /// The pCPU that had them last.
     pub(crate) last: usize,
@@ -171,7 +171,12 @@ impl Vcpu {
 
     /// Takes all requests.
     pub(crate) fn take_requests(&self) -> u32 {
+        self.take(u32::MAX)
+    }
+
+    /// Takes those of the requests `bits` that are there, and leaves others for who answers them.
+    pub(crate) fn take(&self, bits: u32) -> u32 {
         // Acquire: pairs with `request`.
-        self.requests.swap(0, Ordering::Acquire)
+        self.requests.fetch_and(!bits, Ordering::Acquire) & bits
     }
 }
