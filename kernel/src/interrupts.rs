@@ -8,7 +8,7 @@ use crate::machine;
 use crate::pcpu::{self, Running};
 use crate::sched;
 use crate::vcpu::{State, Vcpu, request};
-use arch::gic::{IntId, Local, virt};
+use arch::gic::{self, IntId, Local, virt};
 use arch::sysreg;
 use spin::Mutex;
 use vgic::{BadAddress, Config, Frame, Group, Host, Intid, OutOfMemory, Vgic};
@@ -214,12 +214,14 @@ impl Interrupts {
         let mut host = Kernel { domain };
         if vgic.has_commands() {
             vgic.process(COMMANDS, &mut host);
-            if vgic.has_commands() {
-                vcpu.request(request::INTERRUPTS);
-            }
         }
         take_back(&mut vgic, vcpu, &mut host);
         fill(&mut vgic, vcpu);
+        if vgic.has_commands() {
+            // The rest follows at once, but with interrupts taken in between.
+            let own = gic::Affinity::from_mpidr(pcpu::this().mpidr);
+            gic::cpu::send_sgi(sched::KICK, own);
+        }
     }
 
     /// Saves the virtual CPU interface of a vCPU that is about to be unloaded.
@@ -289,7 +291,8 @@ fn take_back(vgic: &mut Vgic, vcpu: &Vcpu, host: &mut Kernel<'_>) {
     vcpu.request(request::INTERRUPTS);
 }
 
-/// Fills the list registers of the loaded vCPU.
+/// Fills the list registers of the loaded vCPU, as was asked for so far: who asks for more has the
+/// lock.
 fn fill(vgic: &mut Vgic, vcpu: &Vcpu) {
     let machine = machine::get();
     let mut lrs = [0; virt::MAX_LIST_REGISTERS];
@@ -301,5 +304,8 @@ fn fill(vgic: &mut Vgic, vcpu: &Vcpu) {
         if listing.deactivate & 1 << number != 0 {
             machine.set_active(pcpu::this(), local(number), false);
         }
+    }
+    if !vgic.has_commands() {
+        vcpu.take(request::INTERRUPTS);
     }
 }
