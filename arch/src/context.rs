@@ -88,8 +88,9 @@ impl Timers {
     /// CNTVOFF_EL2.
     pub fn deadline(&self, offset: u64) -> Option<u64> {
         let armed = |control: u64| control & TIMER_ARMED_MASK == TIMER_ENABLED;
+        // The counters never come as far as to wrap, so what is beyond their end never fires.
         let virtual_one =
-            armed(self.virtual_control).then(|| self.virtual_compare.wrapping_add(offset));
+            armed(self.virtual_control).then(|| self.virtual_compare.saturating_add(offset));
         let physical_one = armed(self.physical_control).then_some(self.physical_compare);
         match (virtual_one, physical_one) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -200,26 +201,23 @@ impl Simd {
 
 /// The self-hosted debug registers: breakpoints and watchpoints (Arm ARM D24.3).
 ///
-/// `MDSCR_EL1`, which turns them on, is part of [`El1`].
+/// Accesses to them are trapped, so this is always what the registers hold. `MDSCR_EL1`, which turns
+/// them on, is part of [`El1`].
 #[derive(Clone, Debug, Default)]
 pub struct Debug {
-    breakpoints: [[u64; 2]; 16],
-    watchpoints: [[u64; 2]; 16],
+    /// DBGBVR, DBGBCR, DBGWVR, DBGWCR, as op2 of their encodings counts them from 4 on.
+    registers: [[u64; 16]; 4],
 }
 
-macro_rules! each_register {
-    ($do:ident, $registers:expr, $count:expr, $value:literal, $control:literal) => {
-        each_register!($do, $registers, $count, $value, $control,
-            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+macro_rules! restore_each {
+    ($values:expr, $count:expr, $name:literal) => {
+        restore_each!($values, $count, $name, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
     };
-    ($do:ident, $registers:expr, $count:expr, $value:literal, $control:literal, $($n:literal)*) => {
+    ($values:expr, $count:expr, $name:literal, $($n:literal)*) => {
         $(if $n < $count {
-            each_register!(@$do $registers[$n][0], concat!($value, $n, "_el1"));
-            each_register!(@$do $registers[$n][1], concat!($control, $n, "_el1"));
+            sysreg::write!(concat!($name, $n, "_el1"), $values[$n]);
         })*
     };
-    (@save $place:expr, $name:expr) => { $place = sysreg::read!($name) };
-    (@restore $place:expr, $name:expr) => { sysreg::write!($name, $place) };
 }
 
 impl Debug {
@@ -230,18 +228,22 @@ impl Debug {
         (count(12), count(20))
     }
 
-    /// Reads the registers of this pCPU.
-    pub fn save(&mut self) {
+    /// Returns the register with this op2 and CRm, if this pCPU has it.
+    pub fn register(&mut self, op2: u32, crm: u32) -> Option<&mut u64> {
         let (breakpoints, watchpoints) = Self::counts();
-        each_register!(save, self.breakpoints, breakpoints, "dbgbvr", "dbgbcr");
-        each_register!(save, self.watchpoints, watchpoints, "dbgwvr", "dbgwcr");
+        let kind = (op2 as usize).checked_sub(4)?;
+        let count = if kind < 2 { breakpoints } else { watchpoints };
+        let registers = self.registers.get_mut(kind)?;
+        registers.get_mut(..count)?.get_mut(crm as usize)
     }
 
     /// Writes the registers of this pCPU.
     pub fn restore(&self) {
         let (breakpoints, watchpoints) = Self::counts();
-        each_register!(restore, self.breakpoints, breakpoints, "dbgbvr", "dbgbcr");
-        each_register!(restore, self.watchpoints, watchpoints, "dbgwvr", "dbgwcr");
+        restore_each!(self.registers[0], breakpoints, "dbgbvr");
+        restore_each!(self.registers[1], breakpoints, "dbgbcr");
+        restore_each!(self.registers[2], watchpoints, "dbgwvr");
+        restore_each!(self.registers[3], watchpoints, "dbgwcr");
     }
 }
 
@@ -259,6 +261,7 @@ mod tests {
             (0b011, 100, 0b001, 500, 10, Some(500)), // masked: its line stays low
             (0b101, 100, 0b000,   0,  0, Some(100)), // the status bit is no matter
             (0b000, 100, 0b010,   0,  0, None),
+            (0b001, u64::MAX, 0b000, 0, 10, Some(u64::MAX)),
         ];
         for (vc, v, pc, p, offset, deadline) in cases {
             let timers = Timers {
@@ -267,6 +270,19 @@ mod tests {
             };
             assert_eq!(timers.deadline(offset), deadline, "{timers:?}");
         }
+    }
+
+    #[test]
+    fn a_debug_register_is_found_by_its_encoding() {
+        // The host's ID register reads zero: one breakpoint, one watchpoint.
+        let mut debug = Debug::default();
+        for (kind, op2) in (4..8).enumerate() {
+            *debug.register(op2, 0).unwrap() = u64::from(op2);
+            assert_eq!(debug.registers[kind][0], u64::from(op2));
+            assert_eq!(debug.register(op2, 1), None);
+        }
+        assert_eq!(debug.register(3, 0), None);
+        assert_eq!(debug.register(8, 0), None);
     }
 
     #[test]

@@ -43,6 +43,7 @@ image_start:
     adr     x9, vectors
     msr     vbar_el2, x9
     msr     tpidr_el2, xzr
+    msr     oslar_el1, xzr              // reset locks it, and debug exceptions with it (D2.10)
     msr     spsel, #1
     isb
 .endm

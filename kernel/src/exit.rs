@@ -3,7 +3,6 @@
 use crate::pcpu::{self, Pcpu, Running};
 use crate::vcpu::{State, request};
 use crate::{irq, lifecycle, mmio, sched, smccc, sysreg as trapped};
-use alloc::boxed::Box;
 use arch::frame::Frame;
 use arch::syndrome::{self, Exit, Wait};
 use arch::{asm, sysreg};
@@ -44,10 +43,8 @@ pub(crate) const ISR_SERROR: u64 = 1 << 8;
 const CPTR_BASE: u64 = 0x33ff & !CPTR_TFP | 1 << 20 | 1 << 30;
 const CPTR_TFP: u64 = 1 << 10;
 
-/// MDCR_EL2 (D24.2.93): the PMU, profiling and tracing are trapped, and the debug registers too
-/// unless the vCPU has state of its own for them.
-const MDCR_BASE: u64 = 1 << 5 | 1 << 6 | 1 << 10 | 1 << 11 | 1 << 14 | 1 << 19;
-const MDCR_TDA: u64 = 1 << 9;
+/// MDCR_EL2 (D24.2.93): the PMU, profiling, tracing and the debug registers are trapped.
+const MDCR: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 14 | 1 << 19;
 
 /// How a vCPU goes on after its exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +115,7 @@ fn handle(cpu: &'static Pcpu, cause: Cause) -> *mut Frame {
             Next::Resume
         };
         match next {
-            Next::Skip => running.state.frame.skip(),
+            Next::Skip => running.state.frame.skip_exited(sysreg::read!("esr_el2")),
             Next::Resume => {}
             Next::Inject(exception) => inject(&mut running.state.frame, exception),
         }
@@ -154,7 +151,7 @@ fn synchronous(running: &mut Running<'_>) -> Next {
 
 /// WFI: the vCPU waits until it has an interrupt, masked or not (D1.6.2).
 fn wait_for_interrupt(running: &mut Running<'_>) -> Next {
-    running.state.frame.skip();
+    running.state.frame.skip_exited(sysreg::read!("esr_el2"));
     sched::block(running);
     if running
         .domain
@@ -176,15 +173,6 @@ fn use_simd(running: &mut Running<'_>) -> Next {
     Next::Resume
 }
 
-/// Gives the vCPU debug registers of its own, at its first use of them.
-pub(crate) fn use_debug(running: &mut Running<'_>) -> Next {
-    let debug = running.state.debug.get_or_insert_with(Box::default);
-    debug.restore();
-    sysreg::write!("mdcr_el2", MDCR_BASE);
-    asm::isb();
-    Next::Resume
-}
-
 /// Traps writes to the loaded vCPU's translation registers, or lets them through.
 pub(crate) fn watch_caches(watch: bool) {
     let hcr = sysreg::read!("hcr_el2") & !HCR_TVM;
@@ -200,29 +188,30 @@ pub(crate) fn serror_pending() -> bool {
 /// Sets what traps of a vCPU that is about to be loaded, or of none.
 pub(crate) fn set_traps(state: Option<&State>) {
     let mut hcr = HCR;
-    let mut debug = false;
     if let Some(state) = state {
-        debug = state.debug.is_some();
         hcr |= if state.watches_caches { HCR_TVM } else { 0 };
         hcr |= if state.serror_pending { HCR_VSE } else { 0 };
     }
     sysreg::write!("hcr_el2", hcr);
     sysreg::write!("cptr_el2", CPTR_BASE | CPTR_TFP);
-    sysreg::write!(
-        "mdcr_el2",
-        if debug {
-            MDCR_BASE
-        } else {
-            MDCR_BASE | MDCR_TDA
-        }
-    );
-    if !debug {
-        sysreg::write!("mdscr_el1", 0);
+    sysreg::write!("mdcr_el2", MDCR);
+    if has_ras() {
+        // VDISR_EL2: what an ESB of the guest before left for it to read.
+        sysreg::write!("s3_4_c12_c1_1", 0);
     }
+}
+
+/// FEAT_RAS, which guests are not told of.
+fn has_ras() -> bool {
+    sysreg::read!("id_aa64pfr0_el1") >> 28 & 0xf != 0
 }
 
 /// Makes a virtual SError pending for the loaded vCPU.
 pub(crate) fn pend_serror() {
+    if has_ras() {
+        // VSESR_EL2: its syndrome says nothing more.
+        sysreg::write!("s3_4_c5_c2_3", 0);
+    }
     sysreg::write!("hcr_el2", sysreg::read!("hcr_el2") | HCR_VSE);
     asm::isb();
 }
@@ -249,6 +238,10 @@ mod pstate {
 const SCTLR_SPAN: u64 = 1 << 23;
 const SCTLR_DSSBS: u64 = 1 << 44;
 
+/// The instruction has 32 bits (ESR_ELx.IL); it is a store (ISS.WnR).
+const IL: u64 = 1 << 25;
+const WNR: u64 = 1 << 6;
+
 /// Synchronous external abort, not on a table walk (ISS.DFSC, ISS.IFSC).
 const FAULT_EXTERNAL: u64 = 0x10;
 
@@ -263,16 +256,16 @@ fn inject(frame: &mut Frame, exception: Exception) {
         _ => (0x600, false),
     };
     let class = |lower: u64| (if same_level { lower + 1 } else { lower }) << 26;
-    let il = sysreg::read!("esr_el2") & 1 << 25;
+    let own = sysreg::read!("esr_el2");
     let esr = match exception {
-        Exception::Undefined => 1 << 25,
+        Exception::Undefined => IL,
         Exception::DataAbort(address) => {
             sysreg::write!("far_el1", address);
-            class(0x24) | il | FAULT_EXTERNAL
+            class(0x24) | own & (IL | WNR) | FAULT_EXTERNAL
         }
         Exception::InstructionAbort(address) => {
             sysreg::write!("far_el1", address);
-            class(0x20) | 1 << 25 | FAULT_EXTERNAL
+            class(0x20) | IL | FAULT_EXTERNAL
         }
     };
     let sctlr = sysreg::read!("sctlr_el1");

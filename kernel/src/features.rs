@@ -28,16 +28,16 @@ const PFR0: &[Field] = &[
     (20, Shown),     // AdvSIMD
     (24, AtMost(1)), // GIC: the system registers of GICv3
     (48, Shown),     // DIT
-    (56, Shown),     // CSV2
+    (56, AtMost(1)), // CSV2: without the registers SCXTNUM, which trap
     (60, Shown),     // CSV3
 ];
 
 /// ID_AA64PFR1_EL1 (D24.2.82).
 #[rustfmt::skip]
 const PFR1: &[Field] = &[
-    (0,  Shown), // BT
-    (4,  Shown), // SSBS
-    (32, Shown), // CSV2_frac
+    (0,  Shown),     // BT
+    (4,  Shown),     // SSBS
+    (32, AtMost(1)), // CSV2_frac, likewise
 ];
 
 /// ID_AA64DFR0_EL1 (D24.2.70).
@@ -99,9 +99,7 @@ const ISAR2: &[Field] = &[
 const MMFR0: &[Field] = &[
     (0,  AtMost(2)), // PARange: 40 bits, of which stage 2 maps 39
     (4,  Shown),     // ASIDBits
-    (8,  Shown),     // BigEnd
-    (12, Shown),     // SNSMem
-    (16, Shown),     // BigEndEL0
+    (12, Shown),     // SNSMem; big endian is hidden, which emulated devices do not speak
     (20, Shown),     // TGran16
     (24, Shown),     // TGran64
     (28, Shown),     // TGran4
@@ -111,14 +109,14 @@ const MMFR0: &[Field] = &[
 /// ID_AA64MMFR1_EL1 (D24.2.78).
 #[rustfmt::skip]
 const MMFR1: &[Field] = &[
-    (0,  Shown), // HAFDBS
-    (12, Shown), // HPDS
-    (20, Shown), // PAN
-    (24, Shown), // SpecSEI
-    (36, Shown), // ETS
-    (44, Shown), // AFP
-    (48, Shown), // nTLBPA
-    (60, Shown), // ECBHB
+    (0,  AtMost(2)), // HAFDBS: no HAFT, which TCR2_EL1 controls
+    (12, Shown),     // HPDS
+    (20, Shown),     // PAN
+    (24, Shown),     // SpecSEI
+    (36, Shown),     // ETS
+    (44, Shown),     // AFP
+    (48, Shown),     // nTLBPA
+    (60, Shown),     // ECBHB
 ];
 
 /// ID_AA64MMFR2_EL1 (D24.2.79).
@@ -141,8 +139,9 @@ const MMFR2: &[Field] = &[
 #[rustfmt::skip]
 pub const fn shown(crm: u32, op2: u32, own: u64) -> u64 {
     match (crm, op2) {
-        (1, 2) => own & !(0xf << 24), // ID_DFR0_EL1: no PMU
-        (1..=3, _) => own,            // AArch32 at EL0
+        (1, 0) => own & !(0xf << 20 | 0xf << 28), // ID_PFR0_EL1: no AMU, no RAS
+        (1, 2) => own & !(0xff << 24), // ID_DFR0_EL1: no PMU, no trace filter
+        (1..=3, _) => own,             // AArch32 at EL0
         (4, 0) => apply(PFR0, own),
         (4, 1) => apply(PFR1, own),
         (5, 0) => apply(DFR0, own),
@@ -187,12 +186,12 @@ mod tests {
     fn guests_see_only_what_they_can_use() {
         let cases = [
             // CRm, op2, the processor says,        a guest sees
-            (4, 0, 0x1201_1011_2012_2222, 0x1201_0000_0012_2212u64 & !(0xf << 8) & !(0xf << 12)),
-            (4, 0, u64::MAX,              0xff0f_0000_01ff_001f), // "not implemented" FP stays so
+            (4, 0, 0x1201_1011_2012_2222, 0x1101_0000_0012_2212u64 & !(0xf << 8) & !(0xf << 12)),
+            (4, 0, u64::MAX,              0xf10f_0000_01ff_001f), // "not implemented" FP stays so
             (5, 0, 0x0000_0010_3030_5609, 0x0000_0010_3030_5006), // no PMU, no trace; Armv8.0 debug
             (6, 1, u64::MAX,              0x00ff_ffff_00ff_f00f), // no pointer authentication
-            (7, 0, 0x0000_0000_0000_1125, 0x0000_0000_0000_1122), // 40 bits of PA
-            (7, 1, 0x0000_0000_1021_2122, 0x0000_0000_0021_2002), // no VHE, no VMIDs, no XNX
+            (7, 0, 0x0000_0000_0000_1125, 0x0000_0000_0000_1022), // 40 bits of PA, little endian
+            (7, 1, 0x0000_0000_1021_2122, 0x0000_0000_0020_2002), // no VHE, no VMIDs, no XNX
             (4, 4, 0x0000_0000_0000_0001, 0),                     // no SVE
             (7, 3, u64::MAX,              0),
         ];

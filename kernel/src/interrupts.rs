@@ -57,14 +57,19 @@ impl Host for Kernel<'_> {
         if !is_here(self.domain, vcpu) {
             return None;
         }
-        // CNT*_CTL_EL0: ENABLE and ISTATUS, not IMASK.
-        let control = match u32::from(intid.get()) {
-            VIRTUAL_TIMER => sysreg::read!("cntv_ctl_el0"),
-            PHYSICAL_TIMER => sysreg::read!("cntp_ctl_el0"),
-            _ => return None,
-        };
-        Some(control & 0b111 == 0b101)
+        line(u32::from(intid.get()))
     }
+}
+
+/// Returns whether the line of one of the timers of this pCPU is high.
+fn line(number: u32) -> Option<bool> {
+    // CNT*_CTL_EL0: ENABLE and ISTATUS, not IMASK.
+    let control = match number {
+        VIRTUAL_TIMER => sysreg::read!("cntv_ctl_el0"),
+        PHYSICAL_TIMER => sysreg::read!("cntp_ctl_el0"),
+        _ => return None,
+    };
+    Some(control & 0b111 == 0b101)
 }
 
 /// Returns whether the vCPU runs on this pCPU: then its requests are seen on the way out.
@@ -167,6 +172,11 @@ impl Interrupts {
 
     /// Says that the timer's interrupt of the loaded vCPU was acknowledged.
     pub(crate) fn timer(&self, domain: &Domain, vcpu: &Vcpu, number: u32) {
+        if line(number) != Some(true) {
+            // The line has gone down meanwhile, or it was that of the vCPU before.
+            gic::cpu::deactivate(IntId::new(number));
+            return;
+        }
         let mut host = Kernel { domain };
         self.vgic
             .lock()

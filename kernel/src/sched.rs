@@ -401,9 +401,6 @@ fn save(cpu: &Pcpu, vcpu: &VcpuRef) {
     if simd_live {
         state.simd.save();
     }
-    if let Some(debug) = &mut state.debug {
-        debug.save();
-    }
     vcpu.domain.interrupts.save(&vcpu.domain, vcpu.get(), state);
 }
 
@@ -420,8 +417,8 @@ fn load(cpu: &'static Pcpu, vcpu: VcpuRef) {
     asm::isb();
     state.el1.restore();
     state.timers.restore();
-    if let Some(debug) = &state.debug {
-        debug.restore();
+    if state.debugs {
+        state.debug.restore();
     }
     domain.interrupts.restore(vcpu.get(), state);
     asm::isb();

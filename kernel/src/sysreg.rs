@@ -24,10 +24,18 @@ const OSLSR: u32 = register(2, 0, 1, 1, 4);
 const OSDLR: u32 = register(2, 0, 1, 3, 4);
 const DBGPRCR: u32 = register(2, 0, 1, 4, 4);
 const MDRAR: u32 = register(2, 0, 1, 0, 0);
+const MDSCR: u32 = register(2, 0, 0, 2, 2);
+const ICC_SRE: u32 = register(3, 0, 12, 12, 5);
 
 /// OSLSR_EL1: the lock is implemented (OSLM), and its state (D24.3.27).
 const OSLSR_IMPLEMENTED: u64 = 1 << 3;
 const OSLSR_LOCKED: u64 = 1 << 1;
+
+/// MDSCR_EL1: SS, TDCC, KDE and MDE, which a guest may set (D24.3.20).
+const MDSCR_OWN: u64 = 1 | 1 << 12 | 1 << 13 | 1 << 15;
+
+/// ICC_SRE_EL1: system registers, and nothing else (12.2.24).
+const SRE_ONLY: u64 = 0b111;
 
 /// Handles a trapped access.
 pub(crate) fn handle(running: &mut Running<'_>, access: SysReg) -> Next {
@@ -52,6 +60,7 @@ pub(crate) fn handle(running: &mut Running<'_>, access: SysReg) -> Next {
         }
         DC_ISW | DC_CSW | DC_CISW if !access.read => maintain_by_set_way(running),
         ACTLR => read_or_ignore(running, access, 0),
+        ICC_SRE => read_or_ignore(running, access, SRE_ONLY),
         OSLAR if !access.read => {
             running.state.os_lock = running.state.frame.register(access.rt) & 1 != 0;
             Next::Skip
@@ -66,7 +75,8 @@ pub(crate) fn handle(running: &mut Running<'_>, access: SysReg) -> Next {
         }
         OSDLR | DBGPRCR => read_or_ignore(running, access, 0),
         MDRAR if access.read => read(running, access, 0),
-        debug if debug >> 20 == 2 && is_breakpoint_or_control(debug) => exit::use_debug(running),
+        MDSCR => debug_control(running, access),
+        debug if is_breakpoint(debug) => breakpoint(running, access),
         debug if debug >> 20 == 2 => read_or_ignore(running, access, 0),
         _ if !access.read && running.state.watches_caches => write_watched(running, access),
         _ => Next::Inject(Exception::Undefined),
@@ -131,13 +141,45 @@ fn write_watched(running: &mut Running<'_>, access: SysReg) -> Next {
     Next::Skip
 }
 
-/// Returns whether a debug register is one that `arch::context` switches: the breakpoints and
-/// watchpoints (CRn 0, op1 0, op2 4 to 7) and MDSCR_EL1.
-fn is_breakpoint_or_control(number: u32) -> bool {
-    let op1 = number >> 14 & 7;
-    let crn = number >> 10 & 0xf;
-    let op2 = number >> 17 & 7;
-    op1 == 0 && crn == 0 && (op2 >= 4 || number == register(2, 0, 0, 2, 2))
+/// Returns whether a register is of a breakpoint or a watchpoint: op0 2, op1 0, CRn 0, op2 4 to 7.
+fn is_breakpoint(number: u32) -> bool {
+    let any = register(0, 0, 0, 15, 3);
+    number & !any == register(2, 0, 0, 0, 4)
+}
+
+/// Gives the vCPU debug registers of its own, at its first use of them.
+fn use_debug(running: &mut Running<'_>) {
+    if !running.state.debugs {
+        running.state.debugs = true;
+        running.state.debug.restore();
+    }
+}
+
+fn debug_control(running: &mut Running<'_>, access: SysReg) -> Next {
+    if access.read {
+        return read(running, access, sysreg::read!("mdscr_el1"));
+    }
+    use_debug(running);
+    let value = running.state.frame.register(access.rt);
+    sysreg::write!("mdscr_el1", value & MDSCR_OWN);
+    Next::Skip
+}
+
+fn breakpoint(running: &mut Running<'_>, access: SysReg) -> Next {
+    let value = running.state.frame.register(access.rt);
+    let crm = access.register >> 1 & 0xf;
+    let op2 = access.register >> 17 & 7;
+    let Some(register) = running.state.debug.register(op2, crm) else {
+        return Next::Inject(Exception::Undefined);
+    };
+    if access.read {
+        let value = *register;
+        return read(running, access, value);
+    }
+    *register = value;
+    running.state.debugs = true;
+    running.state.debug.restore();
+    Next::Skip
 }
 
 fn read(running: &mut Running<'_>, access: SysReg, value: u64) -> Next {

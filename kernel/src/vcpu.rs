@@ -3,7 +3,6 @@
 use crate::domain::Domain;
 use crate::mmio::Pending;
 use crate::servers::Asked;
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::context::{Debug, El1, Simd, Timers};
@@ -101,8 +100,10 @@ pub(crate) struct State {
     pub(crate) interface: gic::virt::State,
     /// FP and SIMD, while not live.
     pub(crate) simd: Simd,
-    /// The debug registers, once the guest has used them.
-    pub(crate) debug: Option<Box<Debug>>,
+    /// The debug registers.
+    pub(crate) debug: Debug,
+    /// The guest has used them.
+    pub(crate) debugs: bool,
     /// The OS lock of the debug registers (OSLSR_EL1.OSLK).
     pub(crate) os_lock: bool,
     /// Writes to its translation registers trap, after maintenance by set and way.
@@ -126,7 +127,8 @@ impl State {
             timers: Timers::default(),
             interface: gic::virt::State::default(),
             simd: Simd::default(),
-            debug: None,
+            debug: Debug::default(),
+            debugs: false,
             os_lock: false,
             watches_caches: false,
             serror_pending: false,

@@ -22,7 +22,7 @@ register_bitfields! {u64,
         DFB OFFSET(1) NUMBITS(1) [],
         /// Without IRQ bypass.
         DIB OFFSET(2) NUMBITS(1) [],
-        /// EL1 may access ICC_SRE_EL1.
+        /// EL1 may access ICC_SRE_EL1, which traps otherwise.
         Enable OFFSET(3) NUMBITS(1) []
     ],
     /// Interrupt controller control register (12.2).
@@ -52,11 +52,12 @@ register_bitfields! {u64,
 ///
 /// The pCPU's redistributor is initialized before.
 pub fn init() -> Result<(), Error> {
-    let sre = ICC_SRE_EL2::SRE::SET
-        + ICC_SRE_EL2::DFB::SET
-        + ICC_SRE_EL2::DIB::SET
-        + ICC_SRE_EL2::Enable::SET;
+    // Without Enable: what one guest chose would be the next one's too.
+    let sre = ICC_SRE_EL2::SRE::SET + ICC_SRE_EL2::DFB::SET + ICC_SRE_EL2::DIB::SET;
     sysreg::write!("icc_sre_el2", sre.value);
+    asm::isb();
+    // ICC_SRE_EL1 has the same fields.
+    sysreg::write!("icc_sre_el1", sre.value);
     asm::isb();
     if cfg!(target_os = "none") && !ICC_SRE_EL2::SRE.is_set(sysreg::read!("icc_sre_el2")) {
         return Err(Error::NoSystemRegisters);
