@@ -139,8 +139,10 @@ pub(crate) fn wait_for_answer(running: &Running<'_>) {
 pub(crate) fn sleep(vcpu: &VcpuRef, milliseconds: u32) {
     let cpu = pcpu::this();
     let deadline = now() + machine::get().ticks(u64::from(milliseconds) * 1000);
-    vcpu.get().run.lock().sleeps_on = Some(cpu.number);
+    let mut run = vcpu.get().run.lock();
+    run.sleeps_on = Some(cpu.number);
     cpu.queue.lock().sleep(deadline, vcpu.clone());
+    drop(run);
     cpu.set_resched();
 }
 
