@@ -121,18 +121,16 @@ impl Service {
 fn serve(services: &mut [Service]) {
     let mut complete = None;
     loop {
-        match smccc::ioreq_wait(complete.take()) {
+        let answered = complete.take();
+        match smccc::ioreq_wait(answered) {
             Ok(work) => {
                 let service = services
                     .iter_mut()
                     .find(|service| service.host.server == work.server);
                 complete = service.and_then(|service| service.serve(work.slot));
             }
-            Err(Status::NotSupported) => {
-                return println!("virtio-blk: no ioreq in this hypervisor");
-            }
-            // The target ended, or took its request back; there may be other work.
-            Err(Status::Gone | Status::Protocol | Status::NotFound | Status::Busy) => {}
+            // The request is gone, with its domain or by a reset; there may be other work.
+            Err(_) if answered.is_some() => {}
             Err(status) => return println!("virtio-blk: IOREQ_WAIT: {status:?}"),
         }
         // While queues are being handled, requests must not wait for the queues to be empty.
