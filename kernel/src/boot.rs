@@ -25,6 +25,10 @@ use spin::Mutex;
 /// The affinity fields of MPIDR_EL1.
 const AFFINITY: u64 = 0xff_00ff_ffff;
 
+/// What the heap keeps for what happens while domains run, and for each of them.
+const HEAP_RESERVE: usize = 1 << 20;
+const HEAP_PER_DOMAIN: usize = 64 << 10;
+
 /// How long a pCPU may take to start, in microseconds.
 const START_TIMEOUT: u64 = 1_000_000;
 
@@ -447,6 +451,8 @@ fn make_domains(machine: &'static Machine, pack: Pack) {
         let start = usize::try_from(module.offset).ok()?;
         bytes.get(start..start.checked_add(usize::try_from(module.size).ok()?)?)
     };
+    let reserve = HEAP_RESERVE + HEAP_PER_DOMAIN * manifest.domains.len();
+    or_give_up!(memory::reserve_heap(reserve), "the heap");
     for (id, config) in manifest.domains.iter().enumerate() {
         let payload = match payload(config, &module) {
             Ok(payload) => payload,

@@ -2,8 +2,9 @@
 
 use crate::bus::Bus;
 use crate::interrupts::Interrupts;
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, Then};
 use crate::memory::{self, TableFrames};
+use crate::pcpu::Pcpu;
 use crate::physical::{self, Dma};
 use crate::servers::{Link, Serving};
 use crate::vcpu::{Vcpu, VcpuRef};
@@ -45,8 +46,8 @@ pub(crate) struct Domain {
     pub(crate) stage2: Mutex<Option<Stage2>>,
     /// Whether it runs, and what follows when it no longer does.
     pub(crate) lifecycle: Mutex<Lifecycle>,
-    /// Resets of its functions that are on their way, before it starts again.
-    pub(crate) resets: Mutex<Vec<pci::Reset>>,
+    /// Resets of its functions that are on their way while it is stopped, and what follows then.
+    pub(crate) resets: Mutex<(Vec<pci::Reset>, Then)>,
     /// Its PCI bus, if it was made with a host bridge.
     pub(crate) pci: Option<Mutex<Bus>>,
     /// Its devices' translation, if it was made with an IOMMU.
@@ -55,6 +56,8 @@ pub(crate) struct Domain {
     pub(crate) links: Mutex<Vec<Arc<Link>>>,
     /// Its own servers, if it is a device model.
     pub(crate) serving: Serving,
+    /// Accesses that were answered by an external abort since it was made.
+    pub(crate) refused: AtomicU64,
     /// A vCPU waits for room on the terminal.
     waits_for_terminal: AtomicBool,
     /// How far `clean_some` has come.
@@ -107,6 +110,8 @@ pub(crate) enum MakeError {
     NoVmid,
     /// It is to have an IOMMU, and the machine has none.
     NoIommu,
+    /// None of the pCPUs that it may run on has started.
+    Affinity,
     /// The payload does not fit.
     Payload(&'static str),
 }
@@ -117,6 +122,7 @@ impl fmt::Display for MakeError {
             Self::NoMemory(what) => write!(f, "there is not enough memory for {what}"),
             Self::NoIommu => f.write_str("it is to have an IOMMU, and the machine has no SMMU"),
             Self::NoVmid => f.write_str("all VMIDs are in use"),
+            Self::Affinity => f.write_str("none of the pCPUs that it may run on has started"),
             Self::Payload(why) => f.write_str(why),
         }
     }
@@ -350,6 +356,16 @@ impl Domain {
         config: manifest::Domain,
         payload: Payload,
     ) -> Result<Arc<Self>, MakeError> {
+        let online = |list: &Vec<u32>| {
+            list.iter().any(|cpu| {
+                machine::get()
+                    .online()
+                    .any(|other| other.number == *cpu as usize)
+            })
+        };
+        if !config.affinity.as_ref().is_none_or(online) {
+            return Err(MakeError::Affinity);
+        }
         let vcpus = config.vcpus as usize;
         sched::reserve(vcpus).map_err(|_| MakeError::NoMemory("its vCPUs"))?;
         let mut memory = Memory::default();
@@ -405,8 +421,14 @@ impl Domain {
         };
         let serving =
             Serving::new(config.servers.len()).ok_or(MakeError::NoMemory("its servers"))?;
-        let home = config.affinity.as_ref().and_then(|list| list.first());
-        let home = home.map_or(0, |cpu| *cpu as usize);
+        let may = |cpu: &&Pcpu| {
+            let listed = |list: &Vec<u32>| list.iter().any(|other| *other as usize == cpu.number);
+            config.affinity.as_ref().is_none_or(listed)
+        };
+        let home = machine::get()
+            .online()
+            .find(may)
+            .map_or(0, |cpu| cpu.number);
         let domain = Arc::new(Self {
             id,
             priority: config.priority as usize,
@@ -421,11 +443,12 @@ impl Domain {
             uart: Mutex::new(Uart::default()),
             stage2: Mutex::new(Some(stage2)),
             lifecycle: Mutex::new(Lifecycle::Off),
-            resets: Mutex::new(Vec::new()),
+            resets: Mutex::new((Vec::new(), Then::Off)),
             pci,
             dma,
             links: Mutex::new(Vec::new()),
             serving,
+            refused: AtomicU64::new(0),
             waits_for_terminal: AtomicBool::new(false),
             cleaned: AtomicU64::new(0),
             counter_offset: AtomicU64::new(0),

@@ -145,36 +145,37 @@ fn stopped(domain: &Domain, then: Then) {
     let domain = domain.reference(0).domain;
     terminal::end_line(domain.id);
     domain.serving.detach();
-    match then {
-        Then::Reset => {
-            info!("domain {} resets", domain.name());
-            let resets = domain.pci.as_ref().map(|bus| bus.lock().reset(&domain));
-            *domain.resets.lock() = resets.unwrap_or_default();
-            restart(&domain);
-        }
-        Then::Off => {
-            if let Some(bus) = &domain.pci {
-                bus.lock().silence(&domain);
-            }
-            domain.interrupts.reset();
-            off(&domain);
-        }
+    if then == Then::Reset {
+        info!("domain {} resets", domain.name());
     }
+    let resets = domain.pci.as_ref().map(|bus| bus.lock().reset(&domain));
+    *domain.resets.lock() = (resets.unwrap_or_default(), then);
+    go_on(&domain);
 }
 
-/// Goes on with the restart of a domain: its devices first, which takes a while.
+/// Goes on with a domain that has stopped: its devices first, whose reset takes a while.
 #[cold]
-pub(crate) fn restart(domain: &Arc<Domain>) {
-    let wait = bus::step(&mut domain.resets.lock());
+pub(crate) fn go_on(domain: &Arc<Domain>) {
+    let (wait, then) = {
+        let (resets, then) = &mut *domain.resets.lock();
+        (bus::step(resets), *then)
+    };
     if let Some(milliseconds) = wait {
         sched::sleep(&domain.reference(0), milliseconds);
+        return;
+    }
+    domain.interrupts.reset();
+    *domain.uart.lock() = Uart::default();
+    if then == Then::Off {
+        if let Some(bus) = &domain.pci {
+            bus.lock().silence(domain);
+        }
+        off(domain);
         return;
     }
     if let Some(bus) = &domain.pci {
         bus.lock().after_reset();
     }
-    domain.interrupts.reset();
-    *domain.uart.lock() = Uart::default();
     if let Err(error) = start(domain) {
         error!("domain {} cannot start again: {error}", domain.name());
         off(domain);
@@ -183,7 +184,14 @@ pub(crate) fn restart(domain: &Arc<Domain>) {
 
 fn off(domain: &Domain) {
     *domain.lifecycle.lock() = Lifecycle::Off;
-    info!("domain {} is off", domain.name());
+    // Relaxed: a statistic.
+    match domain.refused.load(Ordering::Relaxed) {
+        0 => info!("domain {} is off", domain.name()),
+        refused => info!(
+            "domain {} is off; {refused} accesses were refused",
+            domain.name()
+        ),
+    }
     let mut any = false;
     domain::each(|other| {
         // A device model has nothing to do once those it serves are gone.

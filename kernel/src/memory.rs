@@ -455,6 +455,12 @@ static HEAP: GrowingHeap = GrowingHeap {
     heap: Mutex::new(Heap::empty()),
 };
 
+/// Gives the heap so many bytes more, which what a guest does later can take without growing it.
+pub(crate) fn reserve_heap(bytes: usize) -> Result<(), &'static str> {
+    let layout = Layout::from_size_align(bytes, PAGE).map_err(|_| "the heap cannot be so large")?;
+    HEAP.grow(layout).ok_or("there is no memory for the heap")
+}
+
 impl GrowingHeap {
     fn grow(&self, layout: Layout) -> Option<()> {
         let least = layout

@@ -8,6 +8,7 @@ use crate::{sched, terminal};
 use alloc::vec::Vec;
 use arch::syndrome::{AbortKind, Access, DataAbort, fault_address};
 use arch::sysreg;
+use core::sync::atomic::Ordering;
 use ioreq::{Kind, Request, TakeError, Width};
 use kernel::layout;
 use pci::Reset;
@@ -36,25 +37,32 @@ impl Mmio {
 /// Handles a data abort.
 pub(crate) fn data_abort(running: &mut Running<'_>, abort: DataAbort) -> Next {
     let far = sysreg::read!("far_el2");
-    let refused = Next::Inject(Exception::DataAbort(far));
     // A table walk, a right that is missing, or the memory system's own no: HPFAR_EL2 need not say
     // where, and nothing that EL2 emulates is reached that way.
     if abort.table_walk || abort.kind != AbortKind::Translation {
-        return refused;
+        return refuse(running, far);
     }
     // Loads and stores with writeback or of pairs, atomics, SIMD: no syndrome says what they are.
     let Some(access) = abort.access else {
-        return refused;
+        return refuse(running, far);
     };
     let ipa = fault_address(sysreg::read!("hpfar_el2"), far);
     if !ipa.is_multiple_of(u64::from(access.bytes)) {
-        return refused;
+        return refuse(running, far);
     }
     let store = abort
         .write
         .then(|| access.truncate(running.state.frame.register(access.rt)));
     let mmio = Mmio { ipa, access, store };
-    route(running, mmio).unwrap_or(refused)
+    route(running, mmio).unwrap_or_else(|| refuse(running, far))
+}
+
+/// What is not there, or not to be reached in this way, is a synchronous external abort; it is
+/// counted, and nobody else is harmed.
+fn refuse(running: &Running<'_>, far: u64) -> Next {
+    // Relaxed: a statistic.
+    running.domain.refused.fetch_add(1, Ordering::Relaxed);
+    Next::Inject(Exception::DataAbort(far))
 }
 
 /// Finds who answers; `None` if nobody is there.

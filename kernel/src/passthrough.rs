@@ -260,12 +260,14 @@ impl Assigned {
         let wanted = vectors_of(physical, index, &model);
         let trapped = map_trapped(&model).map_err(|_| AssignError::NoMemory)?;
         let vectors = match (&physical.messages, physical.device_id(index)) {
-            (Some(messages), Some(id)) if wanted > 0 => Some(
+            (_, _) if wanted == 0 => None,
+            (Some(messages), Some(id)) => Some(
                 messages
                     .allocate(id, wanted)
                     .map_err(AssignError::Vectors)?,
             ),
-            _ => None,
+            // Its interrupts would be shown and never come.
+            _ => return Err(AssignError::Vectors(VectorError::NoIts)),
         };
         Ok(Self {
             slot: config.slot,

@@ -554,7 +554,7 @@ pub(crate) fn timer_expired(cpu: &'static Pcpu) {
             }
             Activity::Off => {
                 drop(run);
-                lifecycle::restart(&vcpu.domain);
+                lifecycle::go_on(&vcpu.domain);
             }
             Activity::Ready | Activity::Running => {}
         }

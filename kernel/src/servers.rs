@@ -12,7 +12,7 @@ use abi::{MapFlags, NONE, Status};
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use arch::address::{BLOCK_1G, Ipa, PAGE_SIZE};
+use arch::address::{BLOCK_1G, Ipa, PAGE_SIZE, Pa};
 use arch::table::Access;
 use ioreq::{
     AttachError, EventSet, Kind, Layout, Line, PostedWrite, Poster, PublishError, Request, Server,
@@ -253,7 +253,7 @@ impl core::fmt::Display for LinkError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::NoMemory => f.write_str("there is not enough memory"),
-            Self::NoTarget => f.write_str("a target is no domain with a host bridge"),
+            Self::NoTarget => f.write_str("a target was not made, or has no host bridge"),
             Self::Slot(error) => write!(f, "{error}"),
         }
     }
@@ -308,16 +308,20 @@ pub(crate) fn link(
         };
         map(ring_at, run.start, bytes)?;
         let mut granted = Vec::new();
-        for extent in target.memory.ram() {
-            let (start, end) = (extent.ipa, extent.ipa + extent.run.len);
-            for (from, to) in grants(&config.memory, start, end) {
-                let local = window + (from - layout::RAM);
-                let pa = arch::address::Pa::new(extent.run.start.get() + (from - start));
+        for (start, end) in grants(&config.memory, target.config.memory) {
+            for extent in target.memory.ram() {
+                let from = start.max(extent.ipa);
+                let to = end.min(extent.ipa + extent.run.len);
+                if from >= to {
+                    continue;
+                }
+                let local = window + (from - start);
+                let pa = Pa::new(extent.run.start.get() + (from - extent.ipa));
                 map(local, pa, to - from)?;
                 granted.push((from, to - from, local));
             }
+            window += (end - start).next_multiple_of(BLOCK_1G);
         }
-        window += target.config.memory.next_multiple_of(BLOCK_1G);
         let description = guest_tree::Server {
             id,
             name: config.name.clone(),
@@ -343,20 +347,14 @@ pub(crate) fn link(
     Ok(())
 }
 
-/// Returns the parts of `start..end` that a grant covers.
-fn grants(grant: &Grant, start: u64, end: u64) -> Vec<(u64, u64)> {
+/// Returns the ranges of a target's memory that a grant covers. Each gets a window of its own.
+fn grants(grant: &Grant, memory: u64) -> Vec<(u64, u64)> {
     match grant {
         Grant::None => Vec::new(),
-        Grant::All => alloc::vec![(start, end)],
+        Grant::All => alloc::vec![(layout::RAM, layout::RAM + memory)],
         Grant::Ranges(ranges) => ranges
             .iter()
-            .map(|range| {
-                (
-                    range.base.max(start),
-                    range.base.saturating_add(range.size).min(end),
-                )
-            })
-            .filter(|(from, to)| from < to)
+            .map(|range| (range.base, range.base.saturating_add(range.size)))
             .collect(),
     }
 }
