@@ -32,6 +32,9 @@ const HEAP_PER_DOMAIN: usize = 64 << 10;
 /// How long a pCPU may take to start, in microseconds.
 const START_TIMEOUT: u64 = 1_000_000;
 
+/// How much of a malformed device tree is searched for a UART.
+const RESCUED: usize = 64 << 10;
+
 macro_rules! or_give_up {
     ($result:expr, $($what:tt)*) => {
         match $result {
@@ -45,11 +48,7 @@ macro_rules! or_give_up {
 #[unsafe(no_mangle)]
 extern "C" fn isthmus_main(device_tree: u64, _image: u64) -> ! {
     memory::init_early();
-    let bytes = device_tree_bytes(device_tree);
-    let Some((total, bytes)) = bytes else {
-        // Nothing says where a UART is.
-        panic::stop_machine();
-    };
+    let (total, bytes) = device_tree_bytes(device_tree);
     let tree = match Tree::parse(bytes) {
         Ok(tree) => tree,
         Err(error) => malformed_tree(bytes, &error),
@@ -107,19 +106,25 @@ extern "C" fn isthmus_secondary(argument: u64) -> ! {
 }
 
 /// Returns the device tree's size in memory, and the part of it that holds something.
-fn device_tree_bytes(address: u64) -> Option<(u64, &'static [u8])> {
+fn device_tree_bytes(address: u64) -> (u64, &'static [u8]) {
     if address == 0 || !address.is_multiple_of(8) {
-        return None;
+        // Nothing says where a UART is.
+        panic::stop_machine();
     }
-    // SAFETY: `isthmus_early` mapped the device tree read-only, by the size that its header has,
-    // and its memory is reserved until it is copied.
-    let extent = unsafe {
-        let header = core::slice::from_raw_parts(address as *const u8, 40);
-        dt::extent(header).ok()?
+    let bytes = |len| {
+        // SAFETY: `isthmus_early` mapped the device tree read-only, by the size that its header has and
+        // a page at least, and its memory is reserved until it is copied.
+        unsafe { core::slice::from_raw_parts(address as *const u8, len) }
     };
-    // SAFETY: as above.
-    let bytes = unsafe { core::slice::from_raw_parts(address as *const u8, extent.used) };
-    Some((extent.total as u64, bytes))
+    match dt::extent(bytes(40)) {
+        Ok(extent) => (extent.total as u64, bytes(extent.used)),
+        Err(dt::Error::Magic(_)) => panic::stop_machine(),
+        Err(error) => {
+            let total = bytes(8).last_chunk().copied().map_or(0, u32::from_be_bytes);
+            let len = (total as usize).clamp(kernel::size(PAGE_SIZE), RESCUED);
+            malformed_tree(bytes(len), &error)
+        }
+    }
 }
 
 /// Says that the device tree is malformed, if a UART can be made out in it all the same.

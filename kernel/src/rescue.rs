@@ -4,8 +4,8 @@
 const PL011: &[u8] = b"arm,pl011\0";
 const FDT_BEGIN_NODE: u32 = 1;
 
-/// Returns the address of a PL011: of the first node after whose beginning, and before any other's,
-/// that word stands, with the address in its name (`pl011@9000000`).
+/// Returns the address of a PL011: of the node whose name comes last before that word, with the address
+/// in it (`pl011@9000000`).
 ///
 /// Nothing is taken for granted of the tree: it is looked at as bytes.
 pub fn find_pl011(bytes: &[u8]) -> Option<u64> {
@@ -13,10 +13,16 @@ pub fn find_pl011(bytes: &[u8]) -> Option<u64> {
         .windows(PL011.len())
         .position(|window| window == PL011)?;
     let before = bytes.get(..at)?;
-    let name = before
-        .chunks_exact(4)
-        .rposition(|word| word == FDT_BEGIN_NODE.to_be_bytes())
-        .and_then(|index| before.get(index * 4 + 4..))?;
+    // A cell of a property may look like the beginning of a node (`interrupts = <0 1 4>`).
+    let mut names = before.chunks_exact(4).enumerate().rev();
+    names.find_map(|(index, word)| {
+        let begins = word == FDT_BEGIN_NODE.to_be_bytes();
+        address_in(before.get(index * 4 + 4..).filter(|_| begins)?)
+    })
+}
+
+/// Returns the address in a node's name, which ends with a zero.
+fn address_in(name: &[u8]) -> Option<u64> {
     let end = name.iter().position(|byte| *byte == 0)?;
     let name = core::str::from_utf8(name.get(..end)?).ok()?;
     let (_, address) = name.split_once('@')?;
@@ -41,8 +47,9 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn a_uart_is_found_in_a_broken_tree() {
-        let cases: [(&[u8], &[u8], Option<u64>); 5] = [
+        let cases: [(&[u8], &[u8], Option<u64>); 6] = [
             (b"pl011@9000000\0", b"arm,pl011\0", Some(0x900_0000)),
+            (b"pl011@9000000\0", b"\0\0\0\0\0\0\0\x01\0\0\0\x04arm,pl011\0", Some(0x900_0000)),
             (b"pl011@9000000\0", b"arm,pl01",    None),
             (b"pl011@zz\0",      b"arm,pl011\0", None),
             (b"pl011\0",         b"arm,pl011\0", None),
