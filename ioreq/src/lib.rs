@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   target's vCPU            EL2                       device model
-//!   load or store --exit--> Registry::route
+//!   load or store --exit--> vpci::Bus::route
 //!                           Server::publish  --slot--> Client::work
 //!       (blocked)                                      Ticket::answer
 //!                           Server::complete <--HVC--- IOREQ_COMPLETE
@@ -16,11 +16,10 @@
 //! - [`Layout`] and [`Line`] say how the shared memory looks (`kernel/docs/ioreq.md` has the table);
 //! - [`Server`] is EL2's end, which trusts nothing that it reads there; [`Client`] is the device
 //!   model's end, for guests;
-//! - [`EventSet`] remembers who has work, without a lost wake-up;
-//! - [`Registry`] says which server answers an access of one target, and [`Table`] hands out server
-//!   ids.
+//! - [`EventSet`] remembers who has work, without a lost wake-up.
 //!
-//! What is left to others: where the memory comes from, who is blocked and woken, and which
+//! What is left to others: which server answers an access (`vpci::Bus`, which routes functions and
+//! claimed ranges alike), where the memory comes from, who is blocked and woken, and which
 //! hypercall does what (`kernel`); what a device answers (`guests`). There is no lock in here: what
 //! several pCPUs use at once takes `&self`, the rest `&mut self`.
 #![no_std]
@@ -34,19 +33,15 @@ extern crate std;
 mod client;
 mod event;
 mod layout;
-mod registry;
 mod request;
 mod server;
 mod sync;
-mod table;
 
 pub use client::{Client, ClientError, Ticket, Work};
 pub use event::{EventSet, Sleep, Wake};
 pub use layout::{Layout, LayoutError, Line, MAGIC, State, VERSION};
-pub use registry::{CLAIMS_PER_FUNCTION, Claim, Function, Registry, RegistryError};
 pub use request::{Kind, PostedWrite, Request, Width};
 pub use server::{
     AttachError, Pending, PostError, Poster, ProtocolError, PublishError, Server, ServerError,
     ServerWork, TakeError,
 };
-pub use table::{ServerId, Table, TableError};

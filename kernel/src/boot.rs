@@ -6,6 +6,10 @@ use crate::memory;
 use crate::panic::give_up;
 use crate::pcpu::{self, Pcpu};
 use crate::{interrupts, irq, lifecycle, log, panic, physical, sched, servers, terminal};
+use aarch64_cpu::registers::{
+    CNTFRQ_EL0, CNTHCTL_EL2, CNTP_CTL_EL0, CNTV_CTL_EL0, ID_AA64MMFR1_EL1, MIDR_EL1, MPIDR_EL1,
+    Readable, Writeable,
+};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -263,7 +267,7 @@ fn init_memory(tree: &Tree, device_tree: Run, pack: Pack) {
 /// Finds pCPUs and interrupt controller.
 #[cold]
 fn find_machine(tree: &Tree) -> &'static Machine {
-    let own = sysreg::read!("mpidr_el1") & AFFINITY;
+    let own = MPIDR_EL1.get() & AFFINITY;
     let mut affinities = alloc::vec![own];
     for node in tree.cpus() {
         let reg = node.reg().map(|mut reg| reg.next());
@@ -310,10 +314,10 @@ fn find_machine(tree: &Tree) -> &'static Machine {
             Mutex::new(or_give_up!(found, "the GIC redistributors"))
         })
         .collect();
-    let vmid_bits = VmidBits::decode(sysreg::read!("id_aa64mmfr1_el1"));
+    let vmid_bits = VmidBits::decode(ID_AA64MMFR1_EL1.get());
     machine::set(Machine {
         pcpus,
-        frequency: sysreg::read!("cntfrq_el0"),
+        frequency: CNTFRQ_EL0.get(),
         distributor: Mutex::new(distributor),
         redistributors,
         interface: virt::Shape::read(),
@@ -365,12 +369,12 @@ fn init_pcpu(cpu: &'static Pcpu) {
     or_give_up!(cpu::init(), "the CPU interface of pCPU {}", cpu.number);
     virt::init(&machine.interface);
     sysreg::write!("vtcr_el2", machine.vtcr);
-    sysreg::write!("vpidr_el2", sysreg::read!("midr_el1"));
-    // CNTHCTL_EL2: EL1PCTEN and EL1PCEN, the counter and the timer are the guest's.
-    sysreg::write!("cnthctl_el2", 0b11);
+    sysreg::write!("vpidr_el2", MIDR_EL1.get());
+    // The physical counter and timer are the guest's as well as the virtual ones.
+    CNTHCTL_EL2.write(CNTHCTL_EL2::EL1PCTEN::SET + CNTHCTL_EL2::EL1PCEN::SET);
     sysreg::write!("cnthp_ctl_el2", 0);
-    sysreg::write!("cntv_ctl_el0", 0);
-    sysreg::write!("cntp_ctl_el0", 0);
+    CNTV_CTL_EL0.set(0);
+    CNTP_CTL_EL0.set(0);
     sysreg::write!("hstr_el2", 0);
     if sysreg::read!("id_aa64mmfr1_el1") >> 40 & 0xf != 0 {
         // HCRX_EL2 (FEAT_HCX), whose value after reset is not known.

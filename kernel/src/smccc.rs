@@ -12,6 +12,11 @@ const SUCCESS: u64 = 0;
 /// SMCCC_VERSION: 1.2.
 const VERSION: u64 = 1 << 16 | 2;
 
+/// What tells whether firmware knows SMCCC at all (Arm DEN 0022, 5.15), and the version from which on
+/// it has workarounds.
+const PSCI_FEATURES: u32 = 0x8400_000a;
+const SMCCC_1_1: i32 = 1 << 16 | 1;
+
 mod function {
     pub(super) const SMCCC_VERSION: u32 = 0x8000_0000;
     pub(super) const ARCH_FEATURES: u32 = 0x8000_0001;
@@ -64,9 +69,11 @@ fn architecture(running: &mut Running<'_>, function: u32) {
     x[0] = match function {
         function::SMCCC_VERSION => VERSION,
         function::ARCH_FEATURES => features(argument),
-        // The workarounds are carried out by EL2's own entry where a processor needs them, so the
-        // calls have nothing left to do; they return nothing (7.5.5).
+        // Firmware's to do, where it does it; they return nothing (7.5.5).
         function::ARCH_WORKAROUND_1 | function::ARCH_WORKAROUND_2 | function::ARCH_WORKAROUND_3 => {
+            if firmware_has(function) {
+                ::smccc::smc32(function, [argument, 0, 0, 0, 0, 0, 0]);
+            }
             return;
         }
         function::TRNG_VERSION if has_entropy() => 1 << 16,
@@ -100,11 +107,28 @@ fn features(function: u32) -> u64 {
     let csv2 = field(pfr0, 56);
     match function {
         function::SMCCC_VERSION | function::ARCH_FEATURES => SUCCESS,
+        function::ARCH_WORKAROUND_1 | function::ARCH_WORKAROUND_2 | function::ARCH_WORKAROUND_3
+            if firmware_has(function) =>
+        {
+            SUCCESS
+        }
         function::ARCH_WORKAROUND_1 if csv2 >= 1 => NOT_NEEDED,
         function::ARCH_WORKAROUND_2 if field(pfr1, 4) >= 1 => NOT_NEEDED,
         function::ARCH_WORKAROUND_3 if csv2 >= 3 => NOT_NEEDED,
         _ => NOT_SUPPORTED,
     }
+}
+
+/// Returns whether the machine's firmware carries out a workaround, and this processor needs it
+/// (SMCCC_ARCH_FEATURES gives zero). Firmware is asked only if it knows SMCCC 1.1 (appendix B).
+fn firmware_has(function: u32) -> bool {
+    let call = |function: u32, argument: u32| {
+        let [status, ..] = ::smccc::smc32(function, [argument, 0, 0, 0, 0, 0, 0]);
+        status.cast_signed()
+    };
+    call(PSCI_FEATURES, function::SMCCC_VERSION) >= 0
+        && call(function::SMCCC_VERSION, 0) >= SMCCC_1_1
+        && call(function::ARCH_FEATURES, function) == 0
 }
 
 /// FEAT_RNG: the only source of entropy that there is for sure.
