@@ -56,7 +56,8 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn the_best_processor_is_chosen() {
-        let cases: [(&[(usize, Load)], usize, usize, Option<usize>); 9] = [
+        type Case<'a> = (&'a [(usize, Load)], usize, usize, Option<usize>);
+        let cases: [Case<'_>; 9] = [
             // processors,                        last, priority, chosen
             (&[(0, Idle), (1, Idle)],                1, 8, Some(1)),
             (&[(0, Idle), (1, Runs(0))],             1, 8, Some(0)),
