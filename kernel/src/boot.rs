@@ -482,7 +482,9 @@ fn make_domains(machine: &'static Machine, pack: Pack) {
         }
     });
     // All rings are ready before anybody can ask.
-    domain::each(|domain| domain.serving.attach());
+    domain::each(|domain| {
+        domain.serving.attach();
+    });
     let mut any = false;
     domain::each(|domain| match lifecycle::start(domain) {
         Ok(()) => any = true,

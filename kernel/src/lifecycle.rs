@@ -47,13 +47,16 @@ pub(crate) enum Then {
     Reset,
 }
 
+/// How long a device model that starts again waits for its targets to let go of the instance before, in
+/// milliseconds.
+const ATTACH_AGAIN: u32 = 1;
+
 /// Loads a domain's payload and starts its first vCPU, after the functions that device models emulate
 /// for it are reset.
 #[cold]
 pub(crate) fn start(domain: &Arc<Domain>) -> Result<(), MakeError> {
     let (entry, argument) = load(domain)?;
     domain.reset_counter();
-    domain.serving.attach();
     *domain.lifecycle.lock() = Lifecycle::Running;
     info!("domain {} starts", domain.name());
     let first = domain.reference(0);
@@ -175,6 +178,10 @@ pub(crate) fn go_on(domain: &Arc<Domain>) {
     }
     if let Some(bus) = &domain.pci {
         bus.lock().after_reset();
+    }
+    if !domain.serving.attach() {
+        sched::sleep(&domain.reference(0), ATTACH_AGAIN);
+        return;
     }
     if let Err(error) = start(domain) {
         error!("domain {} cannot start again: {error}", domain.name());

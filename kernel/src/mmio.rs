@@ -157,6 +157,9 @@ fn uart(running: &mut Running<'_>, mmio: Mmio) -> Next {
         // The store is made again when there is room.
         domain.wait_for_terminal();
         sched::block(running);
+        if terminal::has_room() {
+            sched::notify(&running.reference());
+        }
         return Next::Resume;
     }
     domain.interrupts.set_spi(domain, layout::UART_SPI, line);

@@ -53,7 +53,9 @@ impl Serving {
         Vec::new()
     }
 
-    pub(crate) fn attach(&self) {}
+    pub(crate) fn attach(&self) -> bool {
+        true
+    }
 
     pub(crate) fn detach(&self) {}
 }

@@ -95,21 +95,23 @@ impl Serving {
             .collect()
     }
 
-    /// Makes the rings ready for a device model that starts.
-    pub(crate) fn attach(&self) {
+    /// Makes the rings ready for a device model that starts. Returns `false` if a target's vCPU has
+    /// yet to take back what it asked the instance before: it has been told, so try again soon.
+    pub(crate) fn attach(&self) -> bool {
         let links = self.links.lock().clone();
-        for link in links {
+        links.iter().all(|link| {
             loop {
-                let attached = link.server.attach(&mut link.poster.lock());
-                let Err(AttachError::Outstanding(slot)) = attached else {
-                    break;
-                };
-                // Its vCPU has not taken back what it asked the instance before; that one is gone.
-                if !link.give_up(slot) {
-                    break;
+                match link.server.attach(&mut link.poster.lock()) {
+                    Ok(()) | Err(AttachError::Attached) => return true,
+                    Err(AttachError::Outstanding(slot)) => {
+                        // A vCPU that is off takes nothing back by itself.
+                        if !link.give_up(slot) {
+                            return false;
+                        }
+                    }
                 }
             }
-        }
+        })
     }
 
     /// The device model is gone: who waits for it gets what hardware answers where nothing is.

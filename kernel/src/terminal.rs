@@ -85,9 +85,14 @@ pub(crate) fn interrupt() {
         domain::typed(domain, byte);
     }
     with(Terminal::drain);
-    if with(|terminal| terminal.console.has_room()) == Some(true) {
+    if has_room() {
         domain::terminal_has_room();
     }
+}
+
+/// Returns whether a domain that found the terminal full may try again.
+pub(crate) fn has_room() -> bool {
+    with(|terminal| terminal.console.has_room()).unwrap_or(true)
 }
 
 /// Writes a line of EL2's own.
