@@ -12,11 +12,8 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$target}
 kernel_target=aarch64-unknown-none-softfloat
 imager=$CARGO_TARGET_DIR/debug/imager
 
-# What scripts/setup could not install into the system it has put here.
-for folder in "$tools/bin" "$tools/rust/bin"; do
-    [[ ! -d $folder ]] || PATH=$folder:$PATH
-done
-export PATH
+# What scripts/setup could not install into the system it puts here; at first these are not there.
+export PATH=$tools/bin:$tools/rust/bin:$PATH
 
 say() {
     echo "$(basename "$0"): $*" >&2
