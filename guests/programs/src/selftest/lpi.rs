@@ -301,8 +301,13 @@ pub(super) fn move_all() -> Outcome {
         its.sync(target).map_err(stalled)?;
         let mut log = other_log(4);
         log.sort_unstable();
-        expect(&log, &[LPI, LPI + 1, LPI + 2, LPI + 3], "moved")?;
-        expect(&let_in(1), &[], "left here")
+        let (here, later) = (let_in(1), other_log(1));
+        let all = [LPI, LPI + 1, LPI + 2, LPI + 3];
+        check!(
+            log == all,
+            "moved {log:x?}, left here {here:x?}, late {later:x?}"
+        );
+        expect(&here, &[], "left here")
     })
 }
 
