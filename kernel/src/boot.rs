@@ -380,12 +380,32 @@ fn init_pcpu(cpu: &'static Pcpu) {
         // HCRX_EL2 (FEAT_HCX), whose value after reset is not known.
         sysreg::write!("s3_4_c1_c2_2", 0);
     }
+    clear_fine_grained_traps();
     asm::isb();
     asm::tlbi_alle1is();
     asm::dsb_ish();
     asm::isb();
     // Release: who finds it online finds it ready.
     cpu.online.store(true, Ordering::Release);
+}
+
+/// Clears the fine-grained traps (FEAT_FGT, FEAT_FGT2), as firmware may have left them.
+fn clear_fine_grained_traps() {
+    let version = sysreg::read!("id_aa64mmfr0_el1") >> 56 & 0xf;
+    if version >= 1 {
+        sysreg::write!("s3_4_c1_c1_4", 0); // HFGRTR_EL2
+        sysreg::write!("s3_4_c1_c1_5", 0); // HFGWTR_EL2
+        sysreg::write!("s3_4_c1_c1_6", 0); // HFGITR_EL2
+        sysreg::write!("s3_4_c3_c1_4", 0); // HDFGRTR_EL2
+        sysreg::write!("s3_4_c3_c1_5", 0); // HDFGWTR_EL2
+    }
+    if version >= 2 {
+        sysreg::write!("s3_4_c3_c1_2", 0); // HFGRTR2_EL2
+        sysreg::write!("s3_4_c3_c1_3", 0); // HFGWTR2_EL2
+        sysreg::write!("s3_4_c3_c1_7", 0); // HFGITR2_EL2
+        sysreg::write!("s3_4_c3_c1_0", 0); // HDFGRTR2_EL2
+        sysreg::write!("s3_4_c3_c1_1", 0); // HDFGWTR2_EL2
+    }
 }
 
 fn open_terminal_interrupt(tree: &Tree, machine: &'static Machine) {

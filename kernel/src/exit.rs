@@ -185,6 +185,14 @@ pub(crate) fn serror_pending() -> bool {
     sysreg::read!("hcr_el2") & HCR_VSE != 0
 }
 
+/// Returns MDCR_EL2.HPMN: all event counters, as fewer than one is not allowed (PMCR_EL0.N).
+fn event_counters() -> u64 {
+    match sysreg::read!("id_aa64dfr0_el1") >> 8 & 0xf {
+        0 | 0xf => 0,
+        _ => sysreg::read!("pmcr_el0") >> 11 & 0x1f,
+    }
+}
+
 /// Sets what traps of a vCPU that is about to be loaded, or of none.
 pub(crate) fn set_traps(state: Option<&State>) {
     let mut hcr = HCR;
@@ -194,7 +202,7 @@ pub(crate) fn set_traps(state: Option<&State>) {
     }
     sysreg::write!("hcr_el2", hcr);
     sysreg::write!("cptr_el2", CPTR_BASE | CPTR_TFP);
-    sysreg::write!("mdcr_el2", MDCR);
+    sysreg::write!("mdcr_el2", MDCR | event_counters());
     if has_ras() {
         // VDISR_EL2: what an ESB of the guest before left for it to read.
         sysreg::write!("s3_4_c12_c1_1", 0);

@@ -71,7 +71,9 @@ pub(crate) fn start(domain: &Arc<Domain>) -> Result<(), MakeError> {
             return Ok(());
         }
     }
-    power_on(&first, entry, argument);
+    if !power_on(&first, entry, argument) {
+        error!("domain {}: its first vCPU is not off", domain.name());
+    }
     Ok(())
 }
 
