@@ -407,7 +407,8 @@ pub(crate) fn wait(running: &mut Running<'_>) {
         }
     }
     running.state.waits_for_work = true;
-    running.state.frame.pc -= 4;
+    // Behind the last word of the address space the HVC left zero.
+    running.state.frame.pc = running.state.frame.pc.wrapping_sub(4);
     sched::block(running);
     if events.is_pending()
         || running
