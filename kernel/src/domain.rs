@@ -22,6 +22,7 @@ use kernel::frames::Run;
 use kernel::layout;
 use kernel::size;
 use kernel::uart::Uart;
+use kernel::wired::Wired;
 use spin::Mutex;
 
 /// A domain.
@@ -41,7 +42,7 @@ pub(crate) struct Domain {
     /// Its interrupt controller.
     pub(crate) interrupts: Interrupts,
     /// Its console.
-    pub(crate) uart: Mutex<Uart>,
+    uart: Wired<Uart>,
     /// Its vCPUs' translation.
     pub(crate) stage2: Mutex<Option<Stage2>>,
     /// Whether it runs, and what follows when it no longer does.
@@ -160,12 +161,7 @@ pub(crate) fn typed(id: u32, byte: u8) {
         .find(|domain| domain.id == id)
         .cloned();
     if let Some(domain) = domain {
-        let line = {
-            let mut uart = domain.uart.lock();
-            uart.receive(byte);
-            uart.line()
-        };
-        domain.interrupts.set_spi(&domain, layout::UART_SPI, line);
+        domain.with_uart(|uart| uart.receive(byte));
     }
 }
 
@@ -440,7 +436,7 @@ impl Domain {
             memory,
             payload,
             interrupts,
-            uart: Mutex::new(Uart::default()),
+            uart: Wired::new(Uart::default()),
             stage2: Mutex::new(Some(stage2)),
             lifecycle: Mutex::new(Lifecycle::Off),
             resets: Mutex::new((Vec::new(), Then::Off)),
@@ -502,6 +498,12 @@ impl Domain {
     /// Makes the virtual counter start at zero now.
     pub(crate) fn reset_counter(&self) {
         self.counter_offset.store(sched::now(), Ordering::Relaxed);
+    }
+
+    /// Changes its UART, whose interrupt line follows.
+    pub(crate) fn with_uart<R>(&self, change: impl FnOnce(&mut Uart) -> R) -> R {
+        let drive = |level| self.interrupts.set_spi(self, layout::UART_SPI, level);
+        self.uart.with(change, drive)
     }
 
     /// Says that a vCPU waits for room on the terminal.

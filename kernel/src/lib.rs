@@ -12,6 +12,7 @@ pub mod placement;
 pub mod rescue;
 pub mod rtc;
 pub mod uart;
+pub mod wired;
 
 /// Returns a number of bytes, or of anything else in memory, as Rust counts it.
 #[expect(

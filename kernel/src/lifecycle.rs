@@ -170,7 +170,7 @@ pub(crate) fn go_on(domain: &Arc<Domain>) {
         return;
     }
     domain.interrupts.reset();
-    *domain.uart.lock() = Uart::default();
+    domain.with_uart(|uart| *uart = Uart::default());
     if then == Then::Off {
         if let Some(bus) = &domain.pci {
             bus.lock().silence(domain);

@@ -141,16 +141,11 @@ fn gic(running: &mut Running<'_>, mmio: Mmio, frame: Frame, offset: u64) -> Next
 fn uart(running: &mut Running<'_>, mmio: Mmio) -> Next {
     let domain = running.domain;
     let offset = mmio.ipa - layout::UART.start;
-    let mut uart = domain.uart.lock();
-    let (value, sent, line) = match mmio.store {
-        Some(value) => {
-            #[expect(clippy::cast_possible_truncation, reason = "registers have 32 bits")]
-            let sent = uart.write(offset, value as u32);
-            (0, sent, uart.line())
-        }
-        None => (uart.read(offset), None, uart.line()),
-    };
-    drop(uart);
+    let (value, sent) = domain.with_uart(|uart| match mmio.store {
+        #[expect(clippy::cast_possible_truncation, reason = "registers have 32 bits")]
+        Some(value) => (0, uart.write(offset, value as u32)),
+        None => (uart.read(offset), None),
+    });
     if let Some(byte) = sent
         && terminal::write(domain.id, byte).is_err()
     {
@@ -162,7 +157,6 @@ fn uart(running: &mut Running<'_>, mmio: Mmio) -> Next {
         }
         return Next::Resume;
     }
-    domain.interrupts.set_spi(domain, layout::UART_SPI, line);
     answer_load(running, mmio, u64::from(value))
 }
 

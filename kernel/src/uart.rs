@@ -4,6 +4,7 @@
 //! typed waits in the receive FIFO, and what is typed or pasted faster than the guest reads waits behind
 //! it, as a line with flow control would have it. Output works without any set-up, as firmware expects.
 
+use crate::wired::Line;
 use alloc::collections::VecDeque;
 
 /// Depth of the receive FIFO.
@@ -90,12 +91,13 @@ impl Default for Uart {
     }
 }
 
-impl Uart {
-    /// Returns whether the interrupt line is high.
-    pub fn line(&self) -> bool {
+impl Line for Uart {
+    fn line(&self) -> bool {
         self.ris & self.imsc != 0
     }
+}
 
+impl Uart {
     /// Reads the register at `offset`. What is none reads zero.
     pub fn read(&mut self, offset: u64) -> u32 {
         match offset & !3 {
