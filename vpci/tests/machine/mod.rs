@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use vpci::{
-    BarIndex, BarInfo, BarKind, BarRead, BarWrite, Bus, BusAddress, BusRange, Change, Claimed,
-    ConfigAccess, Decoder, Effect, Emulated, Function, Message, Offset, Owner, PAGE,
+    BarIndex, BarInfo, BarKind, BarRead, BarWrite, BuildError, Bus, BusAddress, BusRange, Change,
+    Claimed, ConfigAccess, Decoder, Effect, Emulated, Function, Message, Offset, Owner, PAGE,
     PhysicalConfig, Pin, Position, Released, Sbdf, Setup, Size,
 };
 
@@ -171,15 +171,25 @@ impl Machine {
     }
 
     pub(crate) fn assign(&mut self, slot: &str, kind: &Kind) -> usize {
+        let assigned = self.try_assign(slot, kind.device(), &kind.bars());
+        assigned.unwrap()
+    }
+
+    /// Assigns any device, which may be one that is refused.
+    pub(crate) fn try_assign(
+        &mut self,
+        slot: &str,
+        device: Device,
+        bars: &[BarInfo],
+    ) -> Result<usize, BuildError> {
         let sbdf: Sbdf = slot.parse().unwrap();
-        let bars = kind.bars();
         let setup = Setup {
-            bars: &bars,
+            bars,
             doorbell: BusAddress::new(DOORBELL),
             position: Position::RootBus,
             pin: Pin::Hidden,
         };
-        let function = Function::new(kind.device(), &setup).unwrap();
+        let function = Function::new(device, &setup)?;
         let id = self.functions.len();
         self.bus.memory.reserve(6).unwrap();
         self.bus.insert(sbdf, Owner::Vpci(id)).unwrap();
@@ -197,7 +207,7 @@ impl Machine {
             let multi = self.bus.is_multi_function(assigned.sbdf);
             assigned.function.set_multi_function(multi);
         }
-        id
+        Ok(id)
     }
 
     /// A config read, as the guest makes it: by offset in the ECAM window.
