@@ -15,6 +15,7 @@ pub mod entry;
 pub mod frame;
 pub mod gic;
 pub mod its;
+pub mod load_store;
 pub mod mmio;
 pub mod pl011;
 pub mod smmu;
