@@ -103,6 +103,51 @@ pub fn tlbi_ipas2e1is(ipa: u64) {
     let _ = ipa;
 }
 
+macro_rules! translation {
+    ($(#[$doc:meta])* $name:ident, $op:literal) => {
+        $(#[$doc])*
+        ///
+        /// By stage 1 of the guest whose registers are loaded. Returns what the instruction left in
+        /// PAR_EL1 (`syndrome::translated` decodes it); the guest's own content of it stays.
+        pub fn $name(va: u64) -> u64 {
+            #[cfg(target_os = "none")]
+            {
+                let own = crate::sysreg::read!("par_el1");
+                // SAFETY: a translation changes no memory, and of registers PAR_EL1 only.
+                unsafe {
+                    core::arch::asm!(concat!("at ", $op, ", {}"), in(reg) va, options(nostack));
+                }
+                isb();
+                let result = crate::sysreg::read!("par_el1");
+                crate::sysreg::write!("par_el1", own);
+                result
+            }
+            #[cfg(not(target_os = "none"))]
+            {
+                let _ = va;
+                1
+            }
+        }
+    };
+}
+
+translation! {
+    /// Translates an address as a load at EL1 would.
+    at_s1e1r, "s1e1r"
+}
+translation! {
+    /// Translates an address as a store at EL1 would.
+    at_s1e1w, "s1e1w"
+}
+translation! {
+    /// Translates an address as a load at EL0 would.
+    at_s1e0r, "s1e0r"
+}
+translation! {
+    /// Translates an address as a store at EL0 would.
+    at_s1e0w, "s1e0w"
+}
+
 /// Returns the size in bytes of the smallest data cache line (CTR_EL0.DminLine).
 pub fn data_cache_line() -> usize {
     4 << ((crate::sysreg::read!("ctr_el0") >> 16) & 0xf)

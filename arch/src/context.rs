@@ -180,6 +180,23 @@ unsafe extern "C" {
 }
 
 impl Simd {
+    /// Returns V register `n`.
+    pub fn register(&self, n: u8) -> u128 {
+        let [low, high] = self.v.get(usize::from(n)).copied().unwrap_or_default();
+        u128::from(high) << 64 | u128::from(low)
+    }
+
+    /// Sets V register `n`, all of it.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the halves are what is wanted"
+    )]
+    pub fn set_register(&mut self, n: u8, value: u128) {
+        if let Some(register) = self.v.get_mut(usize::from(n)) {
+            *register = [value as u64, (value >> 64) as u64];
+        }
+    }
+
     /// Reads the registers of this pCPU. Their use must not be trapped (CPTR_EL2.TFP).
     pub fn save(&mut self) {
         #[cfg(target_os = "none")]
@@ -283,6 +300,17 @@ mod tests {
         }
         assert_eq!(debug.register(3, 0), None);
         assert_eq!(debug.register(8, 0), None);
+    }
+
+    #[test]
+    fn a_simd_register_is_set_whole() {
+        let mut simd = Simd::default();
+        simd.set_register(31, u128::MAX - 1);
+        simd.set_register(31, 1 << 64 | 2);
+        simd.set_register(32, 1);
+        assert_eq!(simd.v[31], [2, 1]);
+        assert_eq!(simd.register(31), 1 << 64 | 2);
+        assert_eq!((simd.register(30), simd.register(32)), (0, 0));
     }
 
     #[test]

@@ -25,9 +25,11 @@ const _: () = assert!(offset_of!(Frame, host_sp) == 264);
 /// PSTATE of a vCPU that starts: EL1h with debug exceptions, SErrors and interrupts masked.
 pub const PSTATE_EL1H_MASKED: u64 = 0x3c5;
 
-/// SPSR_EL2 (C5.2.20): the guest is in AArch32; a software step is not done yet; BTYPE; the two
-/// parts of AArch32's IT state.
+/// SPSR_EL2 (C5.2.20): the guest is in AArch32; its level, and which stack pointer it uses, if not; a
+/// software step is not done yet; BTYPE; the two parts of AArch32's IT state.
 const AARCH32: u64 = 1 << 4;
+const EXCEPTION_LEVEL: u64 = 0b11 << 2;
+const STACK_SELECT: u64 = 1;
 const STEPPING: u64 = 1 << 21;
 const BRANCH_TYPE: u64 = 0b11 << 10;
 const IF_THEN: u64 = 0b11 << 25 | 0x3f << 10;
@@ -58,6 +60,21 @@ impl Frame {
         if let Some(register) = self.x.get_mut(usize::from(n)) {
             *register = value;
         }
+    }
+
+    /// Returns whether the guest is in AArch32.
+    pub const fn is_aarch32(&self) -> bool {
+        self.pstate & AARCH32 != 0
+    }
+
+    /// Returns whether the guest is at EL0.
+    pub const fn is_el0(&self) -> bool {
+        self.pstate & EXCEPTION_LEVEL == 0
+    }
+
+    /// Returns whether the guest's stack pointer is SP_EL0; else it is SP_EL1.
+    pub const fn uses_sp_el0(&self) -> bool {
+        self.pstate & STACK_SELECT == 0
     }
 
     /// Goes on after the instruction that exited, which has 32 bits.

@@ -58,6 +58,8 @@ pub struct DataAbort {
     pub write: bool,
     /// A fault on a stage 1 table walk (S1PTW), not on the access itself.
     pub table_walk: bool,
+    /// It was cache maintenance (CM), which moves no data.
+    pub maintenance: bool,
     /// Why.
     pub kind: AbortKind,
 }
@@ -166,6 +168,7 @@ const fn data_abort(esr: u64) -> DataAbort {
         access,
         write: bit(esr, 6),
         table_walk: bit(esr, 7),
+        maintenance: bit(esr, 8),
         kind: match bits(esr, 0, 6) {
             0x04..=0x07 => AbortKind::Translation,
             0x0c..=0x0f => AbortKind::Permission,
@@ -179,6 +182,27 @@ const fn data_abort(esr: u64) -> DataAbort {
 /// D24.2.58: FIPA holds bits 47:12, or as many as are implemented).
 pub const fn fault_address(hpfar: u64, far: u64) -> u64 {
     (hpfar & 0x0000_0fff_ffff_fff0) << 8 | far & 0xfff
+}
+
+/// Decodes the result of an address translation instruction, PAR_EL1 (Arm ARM D24.2.130): the address
+/// that `va` has after stage 1, or why it has none.
+pub const fn translated(par: u64, va: u64) -> Result<u64, TranslationFault> {
+    if bit(par, 0) {
+        return Err(TranslationFault {
+            status: bits(par, 1, 6),
+            stage2: bit(par, 9),
+        });
+    }
+    Ok(par & 0x000f_ffff_ffff_f000 | va & 0xfff)
+}
+
+/// Why an address could not be translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TranslationFault {
+    /// The fault's status code, as `ESR_ELx.ISS.DFSC` has it (FST).
+    pub status: u8,
+    /// Stage 2 has stopped the walk of stage 1's tables (S).
+    pub stage2: bool,
 }
 
 #[cfg(test)]
@@ -210,7 +234,9 @@ mod tests {
             (0x9200_0045, None, true),                      // stp, or writeback
         ];
         for (esr, access, write) in cases {
-            let expected = DataAbort { access, write, table_walk: false, kind: AbortKind::Translation };
+            let expected = DataAbort {
+                access, write, table_walk: false, maintenance: false, kind: AbortKind::Translation,
+            };
             assert_eq!(decode(esr), Exit::DataAbort(expected), "{esr:#x}");
         }
     }
@@ -248,6 +274,21 @@ mod tests {
         ];
         for (access, value, register) in cases {
             assert_eq!(access.unwrap().extend(value), register, "{access:?}");
+        }
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn a_translation_gives_an_address_or_a_fault() {
+        let fault = |status, stage2| Err(TranslationFault { status, stage2 });
+        let cases = [
+            (0xff00_0040_1000_0b80, Ok(0x40_1000_0123)), // attributes around the address
+            (0x0000_0000_0000_0b80, Ok(0x123)),
+            (0x0000_0000_0000_080f, fault(0x07, false)), // translation, level 3
+            (0x0000_0000_0000_0b0b, fault(0x05, true)),  // on a table walk
+        ];
+        for (par, result) in cases {
+            assert_eq!(translated(par, 0xffff_8000_0000_0123), result, "{par:#x}");
         }
     }
 

@@ -259,6 +259,24 @@ impl Memory {
         })
     }
 
+    /// Returns the aligned word at `ipa` as the memory itself has it, past what caches may hold that a
+    /// guest with its caches off does not see.
+    pub(crate) fn word(&self, ipa: u64) -> Result<u32, BadAddress> {
+        const BYTES: u64 = size_of::<u32>() as u64;
+        if !ipa.is_multiple_of(BYTES) {
+            return Err(BadAddress);
+        }
+        let mut word = Err(BadAddress);
+        self.pieces(ipa, BYTES, |pa, _, len| {
+            let from = pa as *const u32;
+            asm::clean_invalidate_to_poc(from.cast(), len);
+            // SAFETY: aligned, and of the domain's memory, which EL2 maps at its PA in pages. The guest
+            // may write it meanwhile: it is read once.
+            word = Ok(unsafe { from.read_volatile() });
+        })?;
+        word
+    }
+
     /// Copies `bytes` into the domain's memory at `ipa`.
     pub(crate) fn write(&self, ipa: u64, bytes: &[u8]) -> Result<(), BadAddress> {
         self.pieces(ipa, bytes.len() as u64, |_, _, _| {})?;

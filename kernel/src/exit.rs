@@ -3,6 +3,7 @@
 use crate::pcpu::{self, Pcpu, Running};
 use crate::vcpu::{State, request};
 use crate::{irq, lifecycle, mmio, sched, smccc, sysreg as trapped};
+use arch::context::Simd;
 use arch::frame::Frame;
 use arch::syndrome::{self, Exit, Wait};
 use arch::{asm, sysreg};
@@ -64,6 +65,8 @@ pub(crate) enum Exception {
     Undefined,
     /// A synchronous external abort on the access at this virtual address.
     DataAbort(u64),
+    /// A stage 1 fault with this status on the access at this virtual address.
+    DataFault(u64, u8),
     /// A synchronous external abort on the instruction fetch at this virtual address.
     InstructionAbort(u64),
 }
@@ -117,7 +120,13 @@ fn handle(cpu: &'static Pcpu, cause: Cause) -> *mut Frame {
         match next {
             Next::Skip => running.state.frame.skip_exited(sysreg::read!("esr_el2")),
             Next::Resume => {}
-            Next::Inject(exception) => inject(&mut running.state.frame, exception),
+            Next::Inject(exception) => {
+                inject(
+                    &mut running.state.frame,
+                    exception,
+                    sysreg::read!("esr_el2"),
+                );
+            }
         }
     }
     // Relaxed: set by this pCPU, or by who then interrupts it.
@@ -171,6 +180,21 @@ fn use_simd(running: &mut Running<'_>) -> Next {
     // SAFETY: on this pCPU; a flag is set.
     unsafe { running.cpu.local().simd_live = true };
     Next::Resume
+}
+
+/// Lets `f` read and change the FP and SIMD registers of a vCPU, wherever they are.
+pub(crate) fn with_simd<R>(running: &mut Running<'_>, f: impl FnOnce(&mut Simd) -> R) -> R {
+    // SAFETY: on this pCPU; a flag is read.
+    let live = unsafe { running.cpu.local().simd_live };
+    let simd = &mut running.state.simd;
+    if live {
+        simd.save();
+    }
+    let result = f(simd);
+    if live {
+        simd.restore();
+    }
+    result
 }
 
 /// Traps writes to the loaded vCPU's translation registers, or lets them through.
@@ -253,8 +277,14 @@ const WNR: u64 = 1 << 6;
 /// Synchronous external abort, not on a table walk (ISS.DFSC, ISS.IFSC).
 const FAULT_EXTERNAL: u64 = 0x10;
 
-/// Makes the loaded vCPU take an exception to EL1 (D1.3.5).
-fn inject(frame: &mut Frame, exception: Exception) {
+/// The syndrome of an access that was not done, for [`inject`]: its instruction has 32 bits.
+pub(crate) const fn access_syndrome(store: bool) -> u64 {
+    IL | if store { WNR } else { 0 }
+}
+
+/// Makes the loaded vCPU take an exception to EL1 (D1.3.5). `own` is EL2's syndrome of what the guest
+/// did.
+pub(crate) fn inject(frame: &mut Frame, exception: Exception, own: u64) {
     let old = frame.pstate;
     let mode = old & pstate::MODE;
     let (offset, same_level) = match mode {
@@ -264,12 +294,15 @@ fn inject(frame: &mut Frame, exception: Exception) {
         _ => (0x600, false),
     };
     let class = |lower: u64| (if same_level { lower + 1 } else { lower }) << 26;
-    let own = sysreg::read!("esr_el2");
     let esr = match exception {
         Exception::Undefined => IL,
         Exception::DataAbort(address) => {
             sysreg::write!("far_el1", address);
             class(0x24) | own & (IL | WNR) | FAULT_EXTERNAL
+        }
+        Exception::DataFault(address, status) => {
+            sysreg::write!("far_el1", address);
+            class(0x24) | own & (IL | WNR) | u64::from(status)
         }
         Exception::InstructionAbort(address) => {
             sysreg::write!("far_el1", address);

@@ -58,6 +58,8 @@ mod physical;
 #[cfg(target_os = "none")]
 mod psci;
 #[cfg(target_os = "none")]
+mod replay;
+#[cfg(target_os = "none")]
 mod sched;
 #[cfg(target_os = "none")]
 #[cfg_attr(not(feature = "ioreq"), path = "no_servers.rs")]

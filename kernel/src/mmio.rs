@@ -4,7 +4,7 @@ use crate::bus::{self, Answer, Bus};
 use crate::exit::{Exception, Next};
 use crate::pcpu::Running;
 use crate::servers::{self, Asked, Sent};
-use crate::{sched, terminal};
+use crate::{replay, sched, terminal};
 use alloc::vec::Vec;
 use arch::syndrome::{AbortKind, Access, DataAbort, fault_address};
 use arch::sysreg;
@@ -42,11 +42,15 @@ pub(crate) fn data_abort(running: &mut Running<'_>, abort: DataAbort) -> Next {
     if abort.table_walk || abort.kind != AbortKind::Translation {
         return refuse(running, far);
     }
+    // HPFAR_EL2 is valid for a translation fault, whether the syndrome is or not (D24.2.58).
+    let ipa = fault_address(sysreg::read!("hpfar_el2"), far);
     // Loads and stores with writeback or of pairs, atomics, SIMD: no syndrome says what they are.
     let Some(access) = abort.access else {
-        return refuse(running, far);
+        return match abort.maintenance {
+            true => Next::Skip, // nothing of it is in a cache
+            false => replay::begin(running, abort.write, far, ipa),
+        };
     };
-    let ipa = fault_address(sysreg::read!("hpfar_el2"), far);
     if !ipa.is_multiple_of(u64::from(access.bytes)) {
         return refuse(running, far);
     }
@@ -59,14 +63,15 @@ pub(crate) fn data_abort(running: &mut Running<'_>, abort: DataAbort) -> Next {
 
 /// What is not there, or not to be reached in this way, is a synchronous external abort; it is
 /// counted, and nobody else is harmed.
-fn refuse(running: &Running<'_>, far: u64) -> Next {
+#[cold]
+pub(crate) fn refuse(running: &Running<'_>, far: u64) -> Next {
     // Relaxed: a statistic.
     running.domain.refused.fetch_add(1, Ordering::Relaxed);
     Next::Inject(Exception::DataAbort(far))
 }
 
 /// Finds who answers; `None` if nobody is there.
-fn route(running: &mut Running<'_>, mmio: Mmio) -> Option<Next> {
+pub(crate) fn route(running: &mut Running<'_>, mmio: Mmio) -> Option<Next> {
     let ipa = mmio.ipa;
     let domain = running.domain;
     if let Some(bus) = &domain.pci {
@@ -116,10 +121,11 @@ fn route(running: &mut Running<'_>, mmio: Mmio) -> Option<Next> {
 pub(crate) fn answer_load(running: &mut Running<'_>, mmio: Mmio, value: u64) -> Next {
     if mmio.store.is_none() {
         let access = mmio.access;
-        running
-            .state
-            .frame
-            .set_register(access.rt, access.extend(value));
+        match running.state.frame.x.get_mut(usize::from(access.rt)) {
+            Some(register) => *register = access.extend(value),
+            // The zero register. It also stands for what is more than a register.
+            None => replay::loaded(running, value),
+        }
     }
     Next::Skip
 }
@@ -383,7 +389,9 @@ pub(crate) fn answer(running: &mut Running<'_>) {
             Next::Resume
         }
     };
-    if next == Next::Skip {
+    if running.state.replay.is_some() {
+        replay::answered(running, next);
+    } else if next == Next::Skip {
         running.state.frame.skip();
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::domain::Domain;
 use crate::mmio::Pending;
+use crate::replay::Replay;
 use crate::servers::Asked;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -112,6 +113,8 @@ pub(crate) struct State {
     pub(crate) serror_pending: bool,
     /// What the vCPU waits for.
     pub(crate) pending: Option<Pending>,
+    /// The load or store that is being carried out in parts.
+    pub(crate) replay: Option<Replay>,
     /// Requests from before resets of the domain, which device models have not answered yet.
     pub(crate) stale: Vec<Asked>,
     /// The vCPU sleeps in IOREQ_WAIT.
@@ -133,6 +136,7 @@ impl State {
             watches_caches: false,
             serror_pending: false,
             pending: None,
+            replay: None,
             stale: Vec::new(),
             waits_for_work: false,
         }

@@ -2,7 +2,8 @@
 //! rest is printed before the domain powers off.
 //!
 //! A fault in one of `mmio`'s probes or in `instruction`'s page resumes behind the instruction, with
-//! the syndrome in x16 or x20. IL (bit 25) is set in the syndrome of every 32-bit instruction, so it
+//! the syndrome in x16 or x20; one in an alias of a page returns to who called. What EL0 was entered
+//! for ends with any exception. IL (bit 25) is set in the syndrome of every 32-bit instruction, so it
 //! is never zero.
 
 use core::arch::{asm, global_asm};
@@ -47,9 +48,20 @@ impl Fault {
         self.0 >> 26 & 0x3f
     }
 
-    /// Tells whether it is a data abort from EL1 with the status "synchronous external abort".
+    /// Tells whether it is a data abort with the status "synchronous external abort".
     pub const fn is_external_abort(self) -> bool {
-        self.class() == 0x25 && self.0 & 0x3f == 0x10
+        self.is_data_abort() && self.0 & 0x3f == 0x10
+    }
+
+    /// Tells whether it is a data abort, from EL1 or EL0.
+    pub const fn is_data_abort(self) -> bool {
+        self.class() == 0x25 || self.class() == 0x24
+    }
+
+    /// Tells whether it is an access or a fetch that stage 1 has no translation for.
+    pub const fn is_translation(self) -> bool {
+        let fetch = self.class() == 0x21 || self.class() == 0x20;
+        (self.is_data_abort() || fetch) && self.0 & 0x3c == 0x04
     }
 
     /// Tells whether it is a data abort from EL1 with the status "alignment fault".
@@ -157,11 +169,13 @@ exception_common:
 const SYNC: u64 = 4;
 const IRQ: u64 = 5;
 const SERROR: u64 = 7;
+const SYNC_FROM_EL0: u64 = 8;
 
 /// Handles every exception.
 extern "C" fn handle(frame: &mut Frame, vector: u64) {
     match vector {
         SYNC if recover(frame) => {}
+        SYNC_FROM_EL0 => instruction::leave_el0(frame),
         IRQ => handle_irq(),
         SERROR if SERRORS_EXPECTED.load(Ordering::Relaxed) != 0 => {
             SERRORS.fetch_add(1, Ordering::Relaxed);
@@ -182,6 +196,10 @@ fn recover(frame: &mut Frame) -> bool {
         16
     } else if instruction::page().contains(&frame.elr) {
         20
+    } else if crate::mmu::aliases().contains(&frame.elr) {
+        frame.registers[20] = frame.esr;
+        frame.elr = frame.registers[30];
+        return true;
     } else {
         return false;
     };

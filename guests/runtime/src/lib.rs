@@ -99,7 +99,7 @@ pub mod its;
 #[cfg(target_os = "none")]
 pub mod mmio;
 #[cfg(target_os = "none")]
-mod mmu;
+pub mod mmu;
 #[cfg(target_os = "none")]
 pub mod platform;
 #[cfg(target_os = "none")]

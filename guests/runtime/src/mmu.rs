@@ -5,6 +5,7 @@
 //!  0x00_4000_0000  RAM; the image's text and constants read-only
 //!  0x40_0000_0000  ECAM, 64-bit PCI window                     device, nGnRE
 //!  0x70_0000_0000  ioreq rings, modules, windows on memory     normal
+//!  0x7f_c000_0000  other names of pages: `alias`
 //! ```
 //!
 //! Everything but the image's text is never executed. One level-1 table of 1 GiB blocks describes all
@@ -27,6 +28,7 @@ const SHARED: usize = 0x70_0000_0000;
 const VALID: u64 = 1 << 0;
 /// A table at levels 1 and 2, a page at level 3.
 const TABLE: u64 = 1 << 1;
+const UNPRIVILEGED: u64 = 1 << 6;
 const READ_ONLY: u64 = 1 << 7;
 const INNER_SHAREABLE: u64 = 3 << 8;
 const ACCESSED: u64 = 1 << 10;
@@ -54,6 +56,10 @@ impl Table {
         self.0[index % ENTRIES].store(entry, Ordering::Relaxed);
     }
 
+    fn get(&self, index: usize) -> u64 {
+        self.0[index % ENTRIES].load(Ordering::Relaxed)
+    }
+
     fn address(&self) -> u64 {
         &raw const *self as u64
     }
@@ -62,6 +68,90 @@ impl Table {
 static LEVEL1: Table = Table::new();
 static LEVEL2: Table = Table::new();
 static LEVEL3: Table = Table::new();
+static ALIAS_LEVEL2: Table = Table::new();
+static ALIAS_LEVEL3: Table = Table::new();
+
+/// What an alias of a page may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alias {
+    /// EL1's data, normal memory.
+    Normal,
+    /// EL1's device registers.
+    Device,
+    /// Device registers that EL0 reaches too.
+    UserDevice,
+    /// EL1's code.
+    Code,
+    /// Code that EL0 may execute and not read, and EL1 may read and not execute.
+    UserCode,
+}
+
+/// Aliases that there are.
+pub const ALIASES: usize = ENTRIES;
+
+const ALIAS_BASE: usize = 0x7f_c000_0000;
+
+/// Returns the addresses of all aliases.
+pub(crate) fn aliases() -> core::ops::Range<u64> {
+    ALIAS_BASE as u64..(ALIAS_BASE + ALIASES * PAGE) as u64
+}
+
+/// Returns the address of alias `slot`.
+pub const fn alias_address(slot: usize) -> usize {
+    ALIAS_BASE + slot % ALIASES * PAGE
+}
+
+/// Gives the page at `page` a second name, number `slot`, instead of what that named before; returns
+/// its address. `None` takes the name away.
+///
+/// # Safety
+///
+/// What is done with the alias changes no memory that Rust code refers to.
+pub unsafe fn alias(slot: usize, page: Option<(usize, Alias)>) -> usize {
+    let address = alias_address(slot);
+    let entry = page.map(|(page, kind)| {
+        page as u64
+            | TABLE
+            | match kind {
+                Alias::Normal => NORMAL | PRIVILEGED_EXECUTE_NEVER,
+                Alias::Device => DEVICE,
+                Alias::UserDevice => DEVICE | UNPRIVILEGED,
+                Alias::Code => NORMAL,
+                Alias::UserCode => NORMAL & !EXECUTE_NEVER | PRIVILEGED_EXECUTE_NEVER,
+            }
+    });
+    // Break before make (D8.16.1). The upper levels change once, from a block that nothing uses.
+    if ALIAS_LEVEL2.get(0) == 0 {
+        ALIAS_LEVEL2.set(0, ALIAS_LEVEL3.address() | TABLE | VALID);
+        LEVEL1.set(ALIAS_BASE / BLOCK_1G, 0);
+        invalidate_alias(address);
+        LEVEL1.set(
+            ALIAS_BASE / BLOCK_1G,
+            ALIAS_LEVEL2.address() | TABLE | VALID,
+        );
+    }
+    ALIAS_LEVEL3.set(slot, 0);
+    invalidate_alias(address);
+    if let Some(entry) = entry {
+        ALIAS_LEVEL3.set(slot, entry);
+        invalidate_alias(address);
+    }
+    address
+}
+
+fn invalidate_alias(address: usize) {
+    // SAFETY: the page is an alias; what is done with those is `alias`'s contract.
+    unsafe {
+        asm!(
+            "dsb  ishst",
+            "tlbi vaae1is, {page}",
+            "dsb  ish",
+            "isb",
+            page = in(reg) address >> 12,
+            options(nostack),
+        );
+    }
+}
 
 unsafe extern "C" {
     static __image_start: u8;

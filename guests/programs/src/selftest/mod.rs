@@ -5,6 +5,7 @@
 //! line, if there are any, are what the names of the tests to run begin with; `rx` is a test of the UART
 //! that needs somebody to type.
 
+mod accesses;
 mod bus;
 mod firmware;
 mod interrupts;
@@ -39,6 +40,7 @@ const TESTS: &[Test] = tests! {
     uart: identification transmit transmit_interrupt;
     vcpus: on_off on_errors on_concurrent sgi_round_trip spi_route timers_apart simd_preserved;
     bus: host_bridge absent widths odd_accesses unaligned writes_dropped;
+    accesses: loads stores loads_el0 stores_el0 refused stack_pointer page_ends races;
     lpi: identification raise disabled clear discard identity unmapped many move_event move_all reset;
 };
 
