@@ -85,11 +85,14 @@ pub(crate) mod header {
     pub(crate) const BAR0: u16 = 0x10;
     pub(crate) const ROM_TYPE_0: u16 = 0x30;
     pub(crate) const CAPABILITIES: u16 = 0x34;
+    pub(crate) const INTERRUPT_PIN: u16 = 0x3d;
 
     /// Command: memory decode; on a bridge also forwarding of memory requests downstream.
     pub(crate) const COMMAND_MEMORY: u16 = 1 << 1;
     /// Command: bus mastering; on a bridge, forwarding of requests upstream.
     pub(crate) const COMMAND_MASTER: u16 = 1 << 2;
+    /// Command: the interrupt pin is never asserted.
+    pub(crate) const COMMAND_SILENT: u16 = 1 << 10;
     /// Status: there is a list of capabilities.
     pub(crate) const STATUS_CAPABILITIES: u16 = 1 << 4;
     /// Header type: the device has several functions.

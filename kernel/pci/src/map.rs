@@ -20,8 +20,10 @@ struct Entry {
 /// Why a property is no map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
-    /// It is not made of entries of four cells.
+    /// It is not made of whole entries.
     Length,
+    /// An entry of an `interrupt-map` names a controller that there is not.
+    Controller(u32),
     /// An entry ends beyond the requester IDs, or beyond the outputs.
     Range,
     /// There is no memory for it.

@@ -277,7 +277,17 @@ impl Gic {
         active: bool,
         host: &mut impl Host,
     ) {
+        let ends = |irq: &Irq| {
+            !active
+                && irq.place != Place::Listed
+                && irq.has(Flags::ACTIVE)
+                && is_shared_level(irq, intid)
+        };
+        let falls = self.irqs.get(vcpu, intid).is_some_and(ends) && host.ended(intid);
         self.change(vcpu, intid, host, |irq| {
+            if falls {
+                irq.flags -= Flags::LINE;
+            }
             if irq.place == Place::Listed {
                 irq.flags.set(Flags::MAKE_ACTIVE, active);
                 irq.flags.set(Flags::MAKE_IDLE, !active);
@@ -751,12 +761,18 @@ fn fold(irq: &mut Irq, intid: Intid, written: Lr, now: Lr, host: &mut impl Host)
     if irq.has(Flags::PUSHED) && now.contains(Lr::PENDING) {
         irq.flags |= Flags::LATCH;
     }
+    let made_idle = was_active && !active;
     irq.flags -= Flags::PUSHED | Flags::RAISED | Flags::MAKE_ACTIVE | Flags::MAKE_IDLE;
     irq.flags.set(Flags::ACTIVE, active);
-    let level = !irq.has(Flags::EDGE) && written.contains(Lr::EOI);
-    if now.is_invalid() && level && !intid.is_private() {
-        host.ended(intid);
+    let ended = now.is_invalid() && written.contains(Lr::EOI) || made_idle;
+    if ended && is_shared_level(irq, intid) && host.ended(intid) {
+        irq.flags -= Flags::LINE;
     }
+}
+
+/// Returns whether an interrupt is one of those whose end the kernel hears of.
+fn is_shared_level(irq: &Irq, intid: Intid) -> bool {
+    !irq.has(Flags::EDGE) && !intid.is_private() && !intid.is_lpi()
 }
 
 /// List registers that are being filled.

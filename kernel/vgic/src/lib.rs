@@ -119,10 +119,14 @@ pub trait Host {
         None
     }
 
-    /// Hears that the guest ended a level-sensitive shared interrupt, with its line still high or
-    /// not. It is pending again in the first case, without further ado.
-    fn ended(&mut self, intid: Intid) {
+    /// Hears that a level-sensitive shared interrupt is no longer active: the guest ended it, by the
+    /// register that deactivates it where it has split the two, or cleared its active state.
+    ///
+    /// Returns whether the line falls with that, as the lines do whose level EL2 holds until the guest
+    /// has seen to it. If it stays high the interrupt is pending again, without further ado.
+    fn ended(&mut self, intid: Intid) -> bool {
         let _ = intid;
+        false
     }
 }
 

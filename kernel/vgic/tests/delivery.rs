@@ -29,6 +29,76 @@ fn a_level_is_delivered_again_until_it_falls() {
     assert_eq!(machine.outside.ended.last(), Some(&Intid::spi(1)));
 }
 
+/// However an interrupt is ended, the kernel hears of it once, and a line that falls with the end makes
+/// nothing pending. Some ends come while it has no list register.
+#[test]
+fn every_way_to_end_a_level_is_heard_of() {
+    type End = fn(&mut Machine);
+    fn end_all(machine: &mut Machine) {
+        while machine.end_quietly(0).is_some() {}
+    }
+    let ends: [(&str, End, u64); 5] = [
+        ("promptly", |machine| while machine.end(0).is_some() {}, 0),
+        ("all before the maintenance interrupt", end_all, 0),
+        (
+            "all before the vCPU leaves",
+            |machine| {
+                end_all(machine);
+                machine.unload(0);
+                machine.load(0);
+            },
+            0,
+        ),
+        (
+            "priority drop, then deactivation of the first",
+            |machine| {
+                while machine.end(0).is_some() {}
+                machine.write_dir(0, 40);
+            },
+            VMCR_EOI_SPLIT,
+        ),
+        (
+            "clearing the active state",
+            |machine| {
+                machine.set_bit(0, 0x380, 40);
+                machine.cpus[0].running.clear();
+            },
+            0,
+        ),
+    ];
+    for (name, end, vmcr) in ends {
+        for beside in [0, 1, 2, 3, 8] {
+            for falls in [true, false] {
+                let mut machine = Machine::new(1, 2);
+                machine.enable_all();
+                machine.cpus[0].vmcr |= vmcr;
+                if falls {
+                    machine.outside.falling.push(Intid::new(40));
+                }
+                machine.set_priority(0, 40, 0xf0);
+                machine.level(0, 40, true);
+                assert_eq!(machine.acknowledge(0), Some(40));
+                // These preempt it, and push it out of the list registers if they are many.
+                for intid in 50..50 + beside {
+                    machine.set_priority(0, intid, 0x80 - 8 * (intid - 50) as u8);
+                    machine.level(0, intid, true);
+                    assert_eq!(machine.acknowledge(0), Some(intid), "{name}");
+                    machine.level(0, intid, false);
+                }
+                assert_eq!(machine.outside.ended, [], "{name}, {beside} beside");
+                end(&mut machine);
+                machine.settle();
+                machine.outside.ended.retain(|ended| ended.get() == 40);
+                let heard = [Intid::new(40)];
+                assert_eq!(machine.outside.ended, heard, "{name}, {beside} beside");
+                assert!(!machine.get_bit(0, 0x300, 40), "{name}, {beside} beside");
+                let pending = machine.get_bit(0, 0x200, 40);
+                assert_eq!(pending, !falls, "{name}, {beside} beside");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_level_that_falls_before_it_is_taken_is_withdrawn() {
     let mut machine = machine();

@@ -26,6 +26,8 @@ pub(crate) struct Outside {
     pub(crate) memory: Vec<u8>,
     pub(crate) kicked: BTreeSet<usize>,
     pub(crate) ended: Vec<Intid>,
+    /// Those whose lines fall with the end.
+    pub(crate) falling: Vec<Intid>,
     pub(crate) timer_lines: Vec<bool>,
 }
 
@@ -61,8 +63,9 @@ impl Host for Outside {
         (intid == TIMER).then(|| self.timer_lines[vcpu])
     }
 
-    fn ended(&mut self, intid: Intid) {
+    fn ended(&mut self, intid: Intid) -> bool {
         self.ended.push(intid);
+        self.falling.contains(&intid)
     }
 }
 
@@ -115,6 +118,7 @@ impl Machine {
                 memory: vec![0; 0x20_0000],
                 kicked: BTreeSet::new(),
                 ended: vec![],
+                falling: vec![],
                 timer_lines: vec![false; vcpus],
             },
             cpus: vec![interface; vcpus],
@@ -378,13 +382,19 @@ impl Machine {
 
     /// Ends the interrupt that was acknowledged last. Returns its number.
     pub(crate) fn end(&mut self, vcpu: usize) -> Option<u16> {
+        let intid = self.end_quietly(vcpu);
+        self.settle();
+        intid
+    }
+
+    /// Ends the interrupt that was acknowledged last, while the kernel does not hear of it yet.
+    pub(crate) fn end_quietly(&mut self, vcpu: usize) -> Option<u16> {
         let cpu = &mut self.cpus[vcpu];
         assert!(cpu.loaded);
         let (intid, _) = cpu.running.pop()?;
         if cpu.vmcr & VMCR_EOI_SPLIT == 0 || intid >= 8192 {
             self.deactivate(vcpu, intid);
         }
-        self.settle();
         Some(intid)
     }
 
