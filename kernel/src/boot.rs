@@ -529,6 +529,8 @@ fn assign(machine: &Machine, domain: &Domain) {
             Err(error) => error!("domain {} does not get {host}: {error}", domain.name()),
         }
     }
+    // The reset of a whole bus, for one function, has disabled the others on it.
+    bus.lock().after_reset(domain);
 }
 
 /// Waits, with nothing else to do, while booting.

@@ -258,7 +258,7 @@ impl Bus {
                         self.map_ready(domain);
                     }
                 }
-                Effect::Reset => reset = assigned.start_reset(),
+                Effect::Reset => reset = assigned.start_reset(domain),
                 other => assigned.act(domain, other),
             }
         }
@@ -322,23 +322,23 @@ impl Bus {
                 self.carry_out(domain, id);
             }
             if let Some(Some(assigned)) = self.functions.get_mut(id) {
-                resets.extend(assigned.start_reset());
+                resets.extend(assigned.start_reset(domain));
             }
         }
         resets
     }
 
     /// Makes functions usable again after their reset, which disables them.
-    pub(crate) fn after_reset(&mut self) {
+    pub(crate) fn after_reset(&mut self, domain: &Domain) {
         for assigned in self.functions.iter_mut().flatten() {
-            assigned.enable();
+            assigned.enable(domain);
         }
     }
 
     /// Makes one function usable again after its reset.
-    pub(crate) fn after_function_reset(&mut self, id: usize) {
+    pub(crate) fn after_function_reset(&mut self, domain: &Domain, id: usize) {
         if let Some(Some(assigned)) = self.functions.get_mut(id) {
-            assigned.enable();
+            assigned.enable(domain);
         }
     }
 
@@ -351,7 +351,7 @@ impl Bus {
                 self.carry_out(domain, id);
             }
             if let Some(Some(assigned)) = self.functions.get_mut(id) {
-                assigned.silence();
+                assigned.silence(domain);
             }
         }
     }

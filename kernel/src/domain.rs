@@ -5,7 +5,7 @@ use crate::interrupts::Interrupts;
 use crate::lifecycle::{Lifecycle, Then};
 use crate::memory::{self, TableFrames};
 use crate::pcpu::Pcpu;
-use crate::physical::{self, Dma};
+use crate::physical::{self, Dma, Ecam};
 use crate::servers::{Link, Serving};
 use crate::vcpu::{Vcpu, VcpuRef};
 use crate::{machine, sched, terminal};
@@ -19,6 +19,7 @@ use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kernel::frames::Run;
+use kernel::intx;
 use kernel::layout;
 use kernel::size;
 use kernel::uart::Uart;
@@ -51,6 +52,8 @@ pub(crate) struct Domain {
     pub(crate) resets: Mutex<(Vec<pci::Reset>, Then)>,
     /// Its PCI bus, if it was made with a host bridge.
     pub(crate) pci: Option<Mutex<Bus>>,
+    /// The interrupt pins of its passed-through functions.
+    pub(crate) pins: intx::Functions<pci::Function<'static, Ecam>>,
     /// Its devices' translation, if it was made with an IOMMU.
     pub(crate) dma: Option<Dma>,
     /// The servers of device models that serve it.
@@ -459,6 +462,7 @@ impl Domain {
             lifecycle: Mutex::new(Lifecycle::Off),
             resets: Mutex::new((Vec::new(), Then::Off)),
             pci,
+            pins: intx::Functions::default(),
             dma,
             links: Mutex::new(Vec::new()),
             serving,
@@ -522,6 +526,26 @@ impl Domain {
     pub(crate) fn with_uart<R>(&self, change: impl FnOnce(&mut Uart) -> R) -> R {
         let drive = |level| self.interrupts.set_spi(self, layout::UART_SPI, level);
         self.uart.with(change, drive)
+    }
+
+    /// Returns what moves one of the lines of its PCI bus.
+    pub(crate) fn drive(&self) -> impl FnMut(u32, bool) {
+        |spi, level| self.interrupts.set_spi(self, spi, level)
+    }
+
+    /// One of the machine's PCI lines is high: returns whether one of its functions asserts it.
+    pub(crate) fn line_is_high(&self, line: usize) -> bool {
+        self.pins.interrupted(line, self.drive())
+    }
+
+    /// The guest has ended interrupts of its PCI bus: a bit for each of the four lines.
+    #[cold]
+    pub(crate) fn lines_ended(&self, lines: u32) {
+        for line in 0..layout::INTX_SPIS {
+            if lines & 1 << line != 0 {
+                self.pins.ended(layout::INTX_SPI + line, self.drive());
+            }
+        }
     }
 
     /// Says that a vCPU waits for room on the terminal.

@@ -10,6 +10,7 @@ use crate::sched;
 use crate::vcpu::{State, Vcpu, request};
 use arch::gic::{self, IntId, Local, virt};
 use arch::sysreg;
+use kernel::layout;
 use spin::Mutex;
 use vgic::{BadAddress, Config, Frame, Group, Host, Intid, OutOfMemory, Vgic};
 
@@ -32,6 +33,22 @@ pub(crate) struct Interrupts {
 /// What `vgic` asks for, while it is locked.
 struct Kernel<'a> {
     domain: &'a Domain,
+    /// The lines of the PCI bus whose interrupts the guest has ended, a bit for each.
+    ended: u32,
+}
+
+impl<'a> Kernel<'a> {
+    const fn new(domain: &'a Domain) -> Self {
+        Self { domain, ended: 0 }
+    }
+
+    /// Does what must not be done while `vgic` is locked.
+    #[inline]
+    fn finish(self) {
+        if self.ended != 0 {
+            self.domain.lines_ended(self.ended);
+        }
+    }
 }
 
 impl Host for Kernel<'_> {
@@ -58,6 +75,15 @@ impl Host for Kernel<'_> {
             return None;
         }
         line(u32::from(intid.get()))
+    }
+
+    fn ended(&mut self, intid: Intid) -> bool {
+        let line = u32::from(intid.get()).wrapping_sub(32 + layout::INTX_SPI);
+        let is_intx = line < layout::INTX_SPIS;
+        if is_intx {
+            self.ended |= 1 << line;
+        }
+        is_intx
     }
 }
 
@@ -91,7 +117,7 @@ impl Interrupts {
     pub(crate) fn new(affinities: &[u64], its: bool) -> Result<Self, OutOfMemory> {
         let mut vgic = Vgic::new(&Config {
             affinities,
-            spis: kernel::layout::SPIS,
+            spis: layout::SPIS,
             its,
             device_bits: 16,
             vtr: machine::get().vtr,
@@ -112,16 +138,17 @@ impl Interrupts {
     /// Answers a read of the guest's.
     pub(crate) fn read(&self, running: &Running<'_>, frame: Frame, offset: u64, size: u64) -> u64 {
         let mut vgic = self.vgic.lock();
-        let mut host = Kernel {
-            domain: running.domain,
-        };
+        let mut host = Kernel::new(running.domain);
         if Vgic::shows_state(frame, offset) {
             take_back(&mut vgic, running.vcpu, &mut host);
         }
         if frame == Frame::Its && vgic.has_commands() {
             vgic.process(COMMANDS, &mut host);
         }
-        vgic.read(frame, offset, size, &mut host)
+        let value = vgic.read(frame, offset, size, &mut host);
+        drop(vgic);
+        host.finish();
+        value
     }
 
     /// Carries out a write of the guest's.
@@ -134,9 +161,7 @@ impl Interrupts {
         value: u64,
     ) {
         let mut vgic = self.vgic.lock();
-        let mut host = Kernel {
-            domain: running.domain,
-        };
+        let mut host = Kernel::new(running.domain);
         if Vgic::shows_state(frame, offset) {
             take_back(&mut vgic, running.vcpu, &mut host);
         }
@@ -147,13 +172,13 @@ impl Interrupts {
                 running.vcpu.request(request::INTERRUPTS);
             }
         }
+        drop(vgic);
+        host.finish();
     }
 
     /// Carries out a write to one of the SGI registers.
     pub(crate) fn sgi(&self, running: &Running<'_>, value: u64, group: Group) {
-        let mut host = Kernel {
-            domain: running.domain,
-        };
+        let mut host = Kernel::new(running.domain);
         self.vgic
             .lock()
             .sgi(running.vcpu.index, group, value, &mut host);
@@ -162,12 +187,12 @@ impl Interrupts {
     /// Carries out a trapped write to ICC_DIR_EL1.
     pub(crate) fn deactivate(&self, running: &Running<'_>, value: u64) {
         let mut vgic = self.vgic.lock();
-        let mut host = Kernel {
-            domain: running.domain,
-        };
+        let mut host = Kernel::new(running.domain);
         take_back(&mut vgic, running.vcpu, &mut host);
         let intid = Intid::new((value & 0xffff) as u16);
         vgic.deactivate(running.vcpu.index, intid, virt::read_vmcr(), &mut host);
+        drop(vgic);
+        host.finish();
     }
 
     /// Says that the timer's interrupt of the loaded vCPU was acknowledged.
@@ -177,7 +202,7 @@ impl Interrupts {
             gic::cpu::deactivate(IntId::new(number));
             return;
         }
-        let mut host = Kernel { domain };
+        let mut host = Kernel::new(domain);
         self.vgic
             .lock()
             .set_level(vcpu.index, intid(number), true, &mut host);
@@ -185,7 +210,7 @@ impl Interrupts {
 
     /// Sets the line of an SPI, counted from 0.
     pub(crate) fn set_spi(&self, domain: &Domain, spi: u32, level: bool) {
-        let mut host = Kernel { domain };
+        let mut host = Kernel::new(domain);
         self.vgic
             .lock()
             .set_level(0, intid(32 + spi), level, &mut host);
@@ -198,16 +223,19 @@ impl Interrupts {
         device: u32,
         event: u32,
     ) -> Result<(), vgic::Dropped> {
-        let mut host = Kernel { domain };
+        let mut host = Kernel::new(domain);
         self.vgic.lock().msi(device, event, &mut host)
     }
 
     /// Returns whether the loaded vCPU has an interrupt to take.
     pub(crate) fn pending(&self, domain: &Domain, vcpu: &Vcpu) -> bool {
         let mut vgic = self.vgic.lock();
-        let mut host = Kernel { domain };
+        let mut host = Kernel::new(domain);
         take_back(&mut vgic, vcpu, &mut host);
-        vgic.pending(vcpu.index, virt::read_vmcr())
+        let pending = vgic.pending(vcpu.index, virt::read_vmcr());
+        drop(vgic);
+        host.finish();
+        pending
     }
 
     /// Handles the maintenance interrupt: the list registers of the loaded vCPU want attention.
@@ -221,7 +249,7 @@ impl Interrupts {
     /// Brings the list registers of the loaded vCPU up to date.
     pub(crate) fn refresh(&self, domain: &Domain, vcpu: &Vcpu) {
         let mut vgic = self.vgic.lock();
-        let mut host = Kernel { domain };
+        let mut host = Kernel::new(domain);
         if vgic.has_commands() {
             vgic.process(COMMANDS, &mut host);
         }
@@ -232,12 +260,15 @@ impl Interrupts {
             let own = gic::Affinity::from_mpidr(pcpu::this().mpidr);
             gic::cpu::send_sgi(sched::KICK, own);
         }
+        drop(vgic);
+        host.finish();
     }
 
     /// Saves the virtual CPU interface of a vCPU that is about to be unloaded.
     pub(crate) fn save(&self, domain: &Domain, vcpu: &Vcpu, state: &mut State) {
         let mut vgic = self.vgic.lock();
-        take_back(&mut vgic, vcpu, &mut Kernel { domain });
+        let mut host = Kernel::new(domain);
+        take_back(&mut vgic, vcpu, &mut host);
         let machine = machine::get();
         state.interface.save(&machine.interface, 0);
         for number in TIMERS {
@@ -245,6 +276,8 @@ impl Interrupts {
                 machine.set_active(pcpu::this(), local(number), false);
             }
         }
+        drop(vgic);
+        host.finish();
     }
 
     /// Loads the virtual CPU interface of a vCPU.
@@ -263,12 +296,15 @@ impl Interrupts {
     /// Empties the virtual CPU interface of a vCPU that does not come back.
     pub(crate) fn discard(&self, domain: &Domain, vcpu: &Vcpu) {
         let mut vgic = self.vgic.lock();
-        take_back(&mut vgic, vcpu, &mut Kernel { domain });
+        let mut host = Kernel::new(domain);
+        take_back(&mut vgic, vcpu, &mut host);
         let machine = machine::get();
         virt::init(&machine.interface);
         for number in TIMERS {
             machine.set_active(pcpu::this(), local(number), false);
         }
+        drop(vgic);
+        host.finish();
     }
 }
 

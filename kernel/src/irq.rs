@@ -44,7 +44,10 @@ fn handle_own(cpu: &'static Pcpu, number: u32) {
         number if number == u32::from(panic::STOP) => panic::park(),
         number if Some(number) == machine::get().uart => terminal::interrupt(),
         number if number >= FIRST_LPI => bus::message_interrupt(number),
-        number if physical::get().is_some_and(|physical| physical.interrupt(number)) => {}
+        number
+            if physical::get().is_some_and(|physical| {
+                physical.interrupt(number) || physical.lines.interrupt(number)
+            }) => {}
         number => warning!("interrupt {number} is nobody's"),
     }
 }

@@ -45,8 +45,10 @@ pub const PHYSICAL_DOORBELL: u64 = 0x0f00_0000;
 pub const UART_SPI: u32 = 1;
 /// The SPI of the PL031.
 pub const RTC_SPI: u32 = 2;
-/// The SPIs of INTA to INTD.
+/// The first of the SPIs of INTA to INTD, and how many these are.
 pub const INTX_SPI: u32 = 3;
+/// See [`INTX_SPI`].
+pub const INTX_SPIS: u32 = 4;
 /// SPIs of a domain's distributor.
 pub const SPIS: usize = 96;
 

@@ -7,6 +7,7 @@ pub mod console;
 pub mod features;
 pub mod frames;
 pub mod guest_tree;
+pub mod intx;
 pub mod layout;
 pub mod placement;
 pub mod rescue;

@@ -179,7 +179,7 @@ pub(crate) fn go_on(domain: &Arc<Domain>) {
         return;
     }
     if let Some(bus) = &domain.pci {
-        bus.lock().after_reset();
+        bus.lock().after_reset(domain);
     }
     if !domain.serving.attach() {
         sched::sleep(&domain.reference(0), ATTACH_AGAIN);

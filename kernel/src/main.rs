@@ -41,6 +41,8 @@ mod irq;
 #[cfg(target_os = "none")]
 mod lifecycle;
 #[cfg(target_os = "none")]
+mod lines;
+#[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]
 mod memory;

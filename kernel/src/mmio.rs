@@ -346,7 +346,7 @@ fn function_reset(
         return Next::Resume;
     }
     if let Some(bus) = &running.domain.pci {
-        bus.lock().after_function_reset(id);
+        bus.lock().after_function_reset(running.domain, id);
     }
     answer_load(running, mmio, 0)
 }

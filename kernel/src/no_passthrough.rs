@@ -65,7 +65,7 @@ impl Assigned {
         match *self {}
     }
 
-    pub(crate) fn act(&mut self, _domain: &Domain, _effect: Effect) {
+    pub(crate) fn act(&self, _domain: &Domain, _effect: Effect) {
         match *self {}
     }
 
@@ -81,11 +81,11 @@ impl Assigned {
         match *self {}
     }
 
-    pub(crate) fn start_reset(&self) -> Option<Reset> {
+    pub(crate) fn start_reset(&self, _domain: &Domain) -> Option<Reset> {
         match *self {}
     }
 
-    pub(crate) fn enable(&mut self) {
+    pub(crate) fn enable(&mut self, _domain: &Domain) {
         match *self {}
     }
 
@@ -93,7 +93,7 @@ impl Assigned {
         match *self {}
     }
 
-    pub(crate) fn silence(&mut self) {
+    pub(crate) fn silence(&mut self, _domain: &Domain) {
         match *self {}
     }
 }

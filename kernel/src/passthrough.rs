@@ -9,6 +9,7 @@ use arch::address::{Ipa, PAGE_SIZE, Pa};
 use arch::mmio::{Bus as _, Window};
 use arch::table::Access;
 use core::fmt;
+use kernel::intx::{self, Wiring};
 use kernel::layout;
 use pci::{Header, Method, Reset, ResetError};
 use vpci::{
@@ -16,11 +17,9 @@ use vpci::{
     ConfigAccess, Effect, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
 };
 
-/// COMMAND (PCI Express Base Specification, 7.5.1.1.3).
-const COMMAND: u16 = 0x04;
+/// Command (PCI Express Base Specification, 7.5.1.1.3).
 const MEMORY: u32 = 1 << 1;
 const BUS_MASTER: u32 = 1 << 2;
-const INTX_DISABLE: u32 = 1 << 10;
 
 /// MSI-X Message Control (7.7.2.2): Enable and Function Mask.
 const MSIX_ENABLE: u32 = 1 << 15;
@@ -49,8 +48,9 @@ pub(crate) struct Assigned {
     trapped: Vec<(u64, Window)>,
     vectors: Option<Vectors>,
     reset: Option<Method>,
-    /// COMMAND as the device has it.
-    command: u32,
+    /// Its pin's place among the domain's, and the machine's line and the domain's SPI that it has.
+    pin: Option<intx::Key>,
+    wiring: Option<Wiring>,
 }
 
 /// Why a function was not assigned.
@@ -215,9 +215,13 @@ impl Assigned {
                 .map_err(AssignError::Smmu)?;
             Ok(assigned)
         });
+        let taken = taken.and_then(|mut assigned| {
+            assigned.plug(domain).map_err(|_| AssignError::NoMemory)?;
+            Ok(assigned)
+        });
         match taken {
             Ok(mut assigned) => {
-                assigned.enable();
+                assigned.enable(domain);
                 Ok(assigned)
             }
             Err(error) => {
@@ -249,11 +253,12 @@ impl Assigned {
             .flatten()
             .filter_map(|bar| bar.info())
             .collect();
+        let line = physical.lines.of(index);
         let setup = Setup {
             bars: &bars,
             doorbell: BusAddress::new(layout::DOORBELL),
             position: Position::RootBus,
-            pin: Pin::Hidden,
+            pin: line.map_or(Pin::Hidden, |_| Pin::Shown),
         };
         let config_space = pci::Function::new(&physical.config, device.sbdf);
         let model = vpci::Function::new(config_space, &setup).map_err(AssignError::Build)?;
@@ -276,7 +281,11 @@ impl Assigned {
             trapped,
             vectors,
             reset: method,
-            command: 0,
+            pin: None,
+            wiring: line.map(|(pin, line)| Wiring {
+                line,
+                spi: intx::spi([config.slot.device()], pin),
+            }),
         })
     }
 
@@ -321,23 +330,28 @@ impl Assigned {
     }
 
     /// Carries out an effect that concerns the function alone.
-    pub(crate) fn act(&mut self, domain: &Domain, effect: Effect) {
+    pub(crate) fn act(&self, domain: &Domain, effect: Effect) {
         let Some(physical) = physical::get() else {
             return;
         };
         match effect {
-            Effect::BusMaster { enabled } => self.set_command(BUS_MASTER, enabled),
+            Effect::BusMaster { enabled } => {
+                if let Some(pin) = self.pin {
+                    domain.pins.set(pin, BUS_MASTER, enabled);
+                }
+            }
+            Effect::Intx { enabled } => {
+                if let Some(pin) = self.pin {
+                    domain.pins.allow(pin, enabled, domain.drive());
+                }
+            }
             Effect::Msix { enabled, masked } => self.set_msix(physical, enabled, masked),
             Effect::MsixVector { vector, message } => {
                 self.set_vector(physical, domain, vector, message);
             }
             Effect::Msi(msi) => self.set_msi(physical, domain, msi),
-            // The pin is hidden from the guest (`Pin::Hidden`) and off in the device; mappings and
-            // resets are the bus's.
-            Effect::Intx { .. }
-            | Effect::MapBar { .. }
-            | Effect::UnmapBar { .. }
-            | Effect::Reset => {}
+            // Mappings and resets are the bus's.
+            Effect::MapBar { .. } | Effect::UnmapBar { .. } | Effect::Reset => {}
         }
     }
 
@@ -346,16 +360,45 @@ impl Assigned {
         let _ = self.model.reset();
     }
 
-    /// Starts the reset of the device, if it has one.
-    pub(crate) fn start_reset(&self) -> Option<Reset> {
+    /// Starts the reset of the device, if it has one. It is left alone until `enable`.
+    pub(crate) fn start_reset(&self, domain: &Domain) -> Option<Reset> {
+        if let Some(pin) = self.pin {
+            domain.pins.stop(pin, domain.drive());
+        }
         let found = &physical::get()?.found;
         self.reset.map(|method| found.reset(self.index, method))
     }
 
     /// Lets the device decode its BARs: what the guest reaches of them is for stage 2 to say.
-    pub(crate) fn enable(&mut self) {
-        self.command = INTX_DISABLE;
-        self.set_command(MEMORY, true);
+    pub(crate) fn enable(&mut self, domain: &Domain) {
+        if self.plug(domain).is_err() {
+            error!(
+                "domain {}: there is no memory to start {}",
+                domain.name(),
+                self.slot
+            );
+        }
+        if let Some(pin) = self.pin {
+            domain.pins.start(pin, MEMORY);
+        }
+    }
+
+    /// Lets the interrupts of its pin through.
+    fn plug(&mut self, domain: &Domain) -> Result<(), intx::OutOfMemory> {
+        let Some(physical) = physical::get().filter(|_| self.pin.is_none()) else {
+            return Ok(());
+        };
+        let device = &physical.found.devices()[self.index];
+        let config = pci::Function::new(&physical.config, device.sbdf);
+        let pin = domain.pins.add(config, self.wiring)?;
+        if let Some(wiring) = self.wiring
+            && let Err(error) = physical.lines.join(wiring.line, domain)
+        {
+            domain.pins.remove(pin, domain.drive());
+            return Err(error);
+        }
+        self.pin = Some(pin);
+        Ok(())
     }
 
     /// Says whether there are other functions of the same device.
@@ -363,9 +406,14 @@ impl Assigned {
         self.model.set_multi_function(multi);
     }
 
-    /// Takes everything from the function: it reaches nothing and decodes nothing.
-    pub(crate) fn silence(&mut self) {
-        self.set_command(BUS_MASTER | MEMORY, false);
+    /// Takes everything from the function: it reaches nothing, decodes nothing and interrupts nobody.
+    pub(crate) fn silence(&mut self, domain: &Domain) {
+        if let Some(pin) = self.pin.take() {
+            domain.pins.remove(pin, domain.drive());
+            if let (Some(physical), Some(wiring)) = (physical::get(), self.wiring) {
+                physical.lines.leave(wiring.line, domain);
+            }
+        }
         if let Some(physical) = physical::get() {
             physical.detach(self.index);
         }
@@ -373,19 +421,6 @@ impl Assigned {
 
     fn config(&self) -> &pci::Function<'static, Ecam> {
         self.model.device()
-    }
-
-    fn set_command(&mut self, bits: u32, on: bool) {
-        self.command = if on {
-            self.command | bits
-        } else {
-            self.command & !bits
-        };
-        self.config().write(
-            Offset::in_function(u64::from(COMMAND)),
-            Size::Two,
-            self.command,
-        );
     }
 
     /// Returns the registers that hold `host`, and where in them it is.

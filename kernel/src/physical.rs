@@ -1,6 +1,7 @@
 //! The machine's PCI functions, its SMMUs and its ITS.
 
 use crate::domain::{Domain, MakeError, Memory, Tlb};
+use crate::lines::Lines;
 use crate::machine;
 use crate::memory::{self, DmaPool, TableFrames};
 use crate::panic::give_up;
@@ -83,6 +84,8 @@ pub(crate) struct Physical {
     pub(crate) found: Hierarchy,
     /// What cannot be kept apart.
     pub(crate) groups: Groups,
+    /// The interrupt lines of the functions.
+    pub(crate) lines: Lines,
     /// By position in `found`: the domain that has it.
     pub(crate) owners: Mutex<Vec<Option<u32>>>,
     streams: Option<RidMap>,
@@ -224,6 +227,7 @@ fn find(tree: &Tree, node: Node<'_>, aborted: Aborted<'_>) -> Physical {
         );
     }
     Physical {
+        lines: Lines::find(tree, node, &config, &found),
         owners: Mutex::new(alloc::vec![None; found.devices().len()]),
         config,
         found,

@@ -14,6 +14,8 @@ pub mod edu;
 #[cfg(target_os = "none")]
 pub mod hostile;
 #[cfg(target_os = "none")]
+pub mod intx;
+#[cfg(target_os = "none")]
 pub mod neighbour;
 #[cfg(target_os = "none")]
 pub mod nobridge;
