@@ -113,24 +113,6 @@ impl fmt::Display for AssignError {
     }
 }
 
-/// Returns how many vectors a function can have.
-fn vectors_of(physical: &Physical, index: usize, model: &Model) -> u32 {
-    if let Some(layout) = model.msix_layout() {
-        return u32::from(layout.vectors).max(msi_vectors(physical, index));
-    }
-    msi_vectors(physical, index)
-}
-
-fn msi_vectors(physical: &Physical, index: usize) -> u32 {
-    let device = &physical.found.devices()[index];
-    let Some(offset) = device.capabilities.msi else {
-        return 0;
-    };
-    let config = pci::Function::new(&physical.config, device.sbdf);
-    // Multiple Message Capable: 6 and 7 are reserved.
-    1 << (config.read(after(offset, 2), Size::Two) >> 1 & 7).min(5)
-}
-
 fn after(offset: Offset, bytes: u16) -> Offset {
     Offset::in_function(u64::from(offset.get() + bytes))
 }
@@ -209,15 +191,23 @@ impl Assigned {
             }
             owners[index] = Some(domain.id);
         }
-        let taken = Self::prepare(config, physical, index, method, wait).and_then(|assigned| {
-            physical
-                .attach(index, domain, dma)
-                .map_err(AssignError::Smmu)?;
-            Ok(assigned)
-        });
+        let taken = Self::prepare(domain.id, config, physical, index, method, wait);
         let taken = taken.and_then(|mut assigned| {
-            assigned.plug(domain).map_err(|_| AssignError::NoMemory)?;
-            Ok(assigned)
+            let attached = physical
+                .attach(index, domain, dma)
+                .map_err(AssignError::Smmu)
+                .and_then(|()| assigned.plug(domain).map_err(|_| AssignError::NoMemory));
+            match attached {
+                Ok(()) => Ok(assigned),
+                Err(error) => {
+                    if let (Some(messages), Some(vectors)) =
+                        (&physical.messages, assigned.vectors.take())
+                    {
+                        messages.free(vectors);
+                    }
+                    Err(error)
+                }
+            }
         });
         match taken {
             Ok(mut assigned) => {
@@ -234,6 +224,7 @@ impl Assigned {
 
     #[cold]
     fn prepare(
+        domain: u32,
         config: &manifest::Function,
         physical: &'static Physical,
         index: usize,
@@ -262,13 +253,12 @@ impl Assigned {
         };
         let config_space = pci::Function::new(&physical.config, device.sbdf);
         let model = vpci::Function::new(config_space, &setup).map_err(AssignError::Build)?;
-        let wanted = vectors_of(physical, index, &model);
         let trapped = map_trapped(&model).map_err(|_| AssignError::NoMemory)?;
-        let vectors = match (&physical.messages, physical.device_id(index)) {
-            (_, _) if wanted == 0 => None,
-            (Some(messages), Some(id)) => Some(
+        let vectors = match (&physical.messages, physical.events(index)) {
+            _ if physical.vectors(index) == 0 => None,
+            (Some(messages), Some(events)) => Some(
                 messages
-                    .allocate(id, wanted)
+                    .allocate(&events, domain)
                     .map_err(AssignError::Vectors)?,
             ),
             // Its interrupts would be shown and never come.
@@ -526,7 +516,7 @@ impl Assigned {
                 let doorbell = messages.doorbell();
                 self.write_device(entry, 4, doorbell & 0xffff_ffff);
                 self.write_device(entry + 4, 4, doorbell >> 32);
-                self.write_device(entry + ENTRY_DATA, 4, event.into());
+                self.write_device(entry + ENTRY_DATA, 4, vectors.event(event).into());
                 self.write_device(entry + ENTRY_CONTROL, 4, 0);
             }
             Message::Off => messages.route(vectors, event, None),
@@ -577,7 +567,8 @@ impl Assigned {
             self.config().write(after(offset, 8), Size::Four, high);
             data_at = 12;
         }
-        self.config().write(after(offset, data_at), Size::Two, 0);
+        self.config()
+            .write(after(offset, data_at), Size::Two, vectors.event(0));
         if control & MSI_MASKABLE != 0 {
             self.config()
                 .write(after(offset, data_at + 4), Size::Four, msi.mask);

@@ -19,9 +19,9 @@ use arch::table::{Access, Format, Invalidate, Stage2, Vmid};
 use core::fmt;
 use dt::{Node, Tree};
 use kernel::layout;
-use pci::{ConfigSpace, Groups, Hierarchy, HostBridge, RidMap};
+use pci::{ConfigSpace, Groups, Header, Hierarchy, HostBridge, RidMap};
 use spin::{Mutex, Once};
-use vpci::{Offset, Sbdf, Size};
+use vpci::{Offset, PhysicalConfig, Sbdf, Size};
 
 /// LPIs are numbered from here (Arm IHI 0069, 2.2).
 const FIRST_LPI: u32 = 8192;
@@ -122,6 +122,16 @@ pub(crate) struct Messages {
     phandle: u32,
     properties: Properties,
     routes: Mutex<Vec<Route>>,
+    senders: Mutex<Vec<Sender>>,
+}
+
+/// A DeviceID that functions of a domain send by: one function, or several behind a bridge that puts its
+/// own name on what they send.
+struct Sender {
+    device: arch::its::Device,
+    domain: u32,
+    /// How many functions.
+    users: usize,
 }
 
 /// Where an LPI goes.
@@ -344,6 +354,7 @@ fn messages(tree: &Tree) -> Option<Messages> {
         phandle: node.phandle().unwrap_or(0),
         properties,
         routes: Mutex::new(routes),
+        senders: Mutex::new(Vec::new()),
     })
 }
 
@@ -414,24 +425,30 @@ impl Physical {
         };
         let host = self.found.devices()[index].sbdf;
         for stream in streams {
-            let space = AddressSpace {
-                root: dma.root,
-                id: dma.id,
-                input_bits: Stage2::IPA_BITS,
-            };
-            iommu.smmu.lock().attach(stream, &space, &mut DmaPool)?;
+            // Locks: the SMMU, then what is behind it.
+            let mut smmu = iommu.smmu.lock();
             let mut attached = iommu.attached.lock();
-            let name = String::from(domain.name());
-            let entry = Attached {
+            attached
+                .try_reserve(1)
+                .map_err(|_| smmu::Error::OutOfMemory)?;
+            // Functions that a bridge sends for have one StreamID, and go to one domain.
+            let shared = |other: &Attached| other.stream == stream && other.domain == domain.name();
+            if !attached.iter().any(shared) {
+                let space = AddressSpace {
+                    root: dma.root,
+                    id: dma.id,
+                    input_bits: Stage2::IPA_BITS,
+                };
+                smmu.attach(stream, &space, &mut DmaPool)?;
+            }
+            attached.push(Attached {
                 stream,
-                domain: name,
+                domain: String::from(domain.name()),
                 host,
                 events: 0,
                 shown: 0,
                 since: 0,
-            };
-            attached.retain(|other| other.stream != stream);
-            attached.push(entry);
+            });
         }
         Ok(())
     }
@@ -441,11 +458,21 @@ impl Physical {
         let Some((iommu, streams)) = self.streams(index) else {
             return;
         };
+        let host = self.found.devices()[index].sbdf;
         for stream in streams {
-            if iommu.smmu.lock().detach(stream, &mut DmaPool).is_err() {
+            let mut smmu = iommu.smmu.lock();
+            let mut attached = iommu.attached.lock();
+            let is_its = |other: &Attached| other.stream == stream && other.host == host;
+            let Some(place) = attached.iter().position(is_its) else {
+                continue;
+            };
+            attached.swap_remove(place);
+            if attached.iter().any(|other| other.stream == stream) {
+                continue;
+            }
+            if smmu.detach(stream, &mut DmaPool).is_err() {
                 error!("an SMMU does not answer: stream {stream:#x} may not be detached");
             }
-            iommu.attached.lock().retain(|other| other.stream != stream);
         }
     }
 
@@ -455,6 +482,57 @@ impl Physical {
         let rid = self.found.requester_id(device);
         let (phandle, id) = self.devices.as_ref()?.translate(rid)?;
         (self.messages.as_ref()?.phandle == phandle).then_some(id)
+    }
+
+    /// Returns which EventIDs a function has, none if it sends no messages. Functions that have one
+    /// DeviceID, since a bridge sends for them, divide its EventIDs among them.
+    pub(crate) fn events(&self, index: usize) -> Option<Events> {
+        let device = self.device_id(index)?;
+        let mut own = None;
+        let mut all = 0_u32;
+        for other in 0..self.found.devices().len() {
+            let count = self.vectors(other);
+            if count == 0 || self.device_id(other) != Some(device) {
+                continue;
+            }
+            // Those of a function with several MSIs are the low bits of one number.
+            let room = count.next_power_of_two();
+            let first = all.next_multiple_of(room);
+            all = first + room;
+            if other == index {
+                own = Some((first, count));
+            }
+        }
+        let (first, count) = own?;
+        Some(Events {
+            device,
+            first,
+            count,
+            all,
+        })
+    }
+
+    /// Returns how many vectors a function can have, whichever of MSI and MSI-X it is to use.
+    pub(crate) fn vectors(&self, index: usize) -> u32 {
+        let device = &self.found.devices()[index];
+        if !matches!(device.header, Header::Endpoint) {
+            return 0;
+        }
+        let config = pci::Function::new(&self.config, device.sbdf);
+        let control = |capability: Offset| {
+            let offset = Offset::in_function(u64::from(capability.get()) + 2);
+            PhysicalConfig::read(&config, offset, Size::Two)
+        };
+        // Multiple Message Capable, where 6 and 7 are reserved (7.7.1.2); Table Size (7.7.2.2).
+        let msi = device
+            .capabilities
+            .msi
+            .map_or(0, |offset| 1 << (control(offset) >> 1 & 7).min(5));
+        let msix = device
+            .capabilities
+            .msix
+            .map_or(0, |offset| (control(offset) & 0x7ff) + 1);
+        msi.max(msix)
     }
 
     /// Makes the tables through which a domain's devices reach its memory, and the doorbell.
@@ -572,10 +650,30 @@ impl Iommu {
 
 /// LPIs that a function has: one for each of its vectors.
 pub(crate) struct Vectors {
-    /// What the ITS knows of the function.
-    device: Option<arch::its::Device>,
+    /// Its DeviceID.
+    device: u32,
+    /// The EventID of its first vector, the others following.
+    first: u32,
     /// The LPI of each vector.
     lpis: Vec<u32>,
+}
+
+impl Vectors {
+    /// Returns the EventID of a vector.
+    pub(crate) fn event(&self, vector: u32) -> u32 {
+        self.first + vector
+    }
+}
+
+/// EventIDs that a function may use.
+pub(crate) struct Events {
+    /// The DeviceID that they are sent with.
+    device: u32,
+    /// How many the function has, from which on.
+    first: u32,
+    count: u32,
+    /// How many all functions with this DeviceID have.
+    all: u32,
 }
 
 /// Why a function got no interrupts.
@@ -585,6 +683,8 @@ pub(crate) enum VectorError {
     NoIts,
     /// There are not so many LPIs, or no memory to note them.
     TooMany,
+    /// A function of another domain sends by its name.
+    Shared,
     /// The ITS refused.
     Its(arch::its::Error),
 }
@@ -594,24 +694,25 @@ impl fmt::Display for VectorError {
         match self {
             Self::NoIts => f.write_str("no ITS takes its messages"),
             Self::TooMany => f.write_str("there are not enough LPIs for its vectors"),
+            Self::Shared => f.write_str("a function of another domain sends messages by its name"),
             Self::Its(error) => write!(f, "{error}"),
         }
     }
 }
 
 impl Messages {
-    /// Gives a device so many LPIs, all leading nowhere.
-    pub(crate) fn allocate(&self, device_id: u32, vectors: u32) -> Result<Vectors, VectorError> {
-        let mut its = self.its.lock();
-        let device = its
-            .map_device(device_id, vectors.next_power_of_two(), &mut DmaPool)
-            .map_err(VectorError::Its)?;
+    /// Gives a domain's function an LPI for each of its vectors, all leading nowhere.
+    pub(crate) fn allocate(&self, events: &Events, domain: u32) -> Result<Vectors, VectorError> {
+        let mut senders = self.senders.lock();
+        let sender = self.sender(&mut senders, events, domain)?;
+        sender.users += 1;
         let mut taken = Vectors {
-            device: Some(device),
+            device: events.device,
+            first: events.first,
             lpis: Vec::new(),
         };
-        let filled = self.fill(&mut its, &mut taken, vectors);
-        drop(its);
+        let filled = self.fill(sender, &mut taken, events.count);
+        drop(senders);
         match filled {
             Ok(()) => Ok(taken),
             Err(error) => {
@@ -621,9 +722,43 @@ impl Messages {
         }
     }
 
+    /// Returns what the ITS knows of a DeviceID, which is made known to it if it is not.
+    fn sender<'a>(
+        &self,
+        senders: &'a mut Vec<Sender>,
+        events: &Events,
+        domain: u32,
+    ) -> Result<&'a mut Sender, VectorError> {
+        let known = senders
+            .iter()
+            .position(|sender| sender.device.id() == events.device);
+        let index = match known {
+            Some(index) => index,
+            None => {
+                senders.try_reserve(1).map_err(|_| VectorError::TooMany)?;
+                let mut its = self.its.lock();
+                let device = its
+                    .map_device(events.device, events.all, &mut DmaPool)
+                    .map_err(VectorError::Its)?;
+                senders.push(Sender {
+                    device,
+                    domain,
+                    users: 0,
+                });
+                senders.len() - 1
+            }
+        };
+        let sender = &mut senders[index];
+        if sender.domain == domain {
+            Ok(sender)
+        } else {
+            Err(VectorError::Shared)
+        }
+    }
+
     fn fill(
         &self,
-        its: &mut Its<Window>,
+        sender: &mut Sender,
         taken: &mut Vectors,
         count: u32,
     ) -> Result<(), VectorError> {
@@ -631,12 +766,10 @@ impl Messages {
             .lpis
             .try_reserve_exact(count as usize)
             .map_err(|_| VectorError::TooMany)?;
-        let Some(device) = &mut taken.device else {
-            return Err(VectorError::NoIts);
-        };
+        let mut its = self.its.lock();
         let mut routes = self.routes.lock();
         let mut from = 0;
-        for event in 0..count {
+        for vector in 0..count {
             let free = routes
                 .iter()
                 .skip(from)
@@ -645,7 +778,7 @@ impl Messages {
             let lpi = u32::try_from(index).map_or(u32::MAX, |index| FIRST_LPI + index);
             let id = IntId::new(lpi);
             let _ = self.properties.set(id, true, Priority::NORMAL);
-            its.map_event(device, event, id, 0)
+            its.map_event(&mut sender.device, taken.event(vector), id, 0)
                 .map_err(VectorError::Its)?;
             if let Some(route) = routes.get_mut(index) {
                 *route = Route::Idle;
@@ -657,12 +790,29 @@ impl Messages {
     }
 
     /// Takes LPIs back.
-    pub(crate) fn free(&self, mut vectors: Vectors) {
-        if let Some(device) = vectors.device.take()
-            && self.its.lock().unmap_device(device, &mut DmaPool).is_err()
-        {
-            error!("the ITS does not answer: a device stays mapped");
+    pub(crate) fn free(&self, vectors: Vectors) {
+        let mut senders = self.senders.lock();
+        let known = senders
+            .iter()
+            .position(|sender| sender.device.id() == vectors.device);
+        if let Some(index) = known {
+            let sender = &mut senders[index];
+            let mut its = self.its.lock();
+            let events = (vectors.first..).take(vectors.lpis.len());
+            let mut answers = true;
+            for event in events {
+                answers &= its.unmap_event(&mut sender.device, event).is_ok();
+            }
+            sender.users -= 1;
+            if sender.users == 0 {
+                let device = senders.swap_remove(index).device;
+                answers &= its.unmap_device(device, &mut DmaPool).is_ok();
+            }
+            if !answers {
+                error!("the ITS does not answer: a device stays mapped");
+            }
         }
+        drop(senders);
         let mut routes = self.routes.lock();
         for lpi in vectors.lpis {
             if let Some(route) = routes.get_mut((lpi - FIRST_LPI) as usize) {
