@@ -65,8 +65,6 @@ pub(crate) enum Exception {
     Undefined,
     /// A synchronous external abort on the access at this virtual address.
     DataAbort(u64),
-    /// A stage 1 fault with this status on the access at this virtual address.
-    DataFault(u64, u8),
     /// A synchronous external abort on the instruction fetch at this virtual address.
     InstructionAbort(u64),
 }
@@ -284,7 +282,21 @@ pub(crate) const fn access_syndrome(store: bool) -> u64 {
 
 /// Makes the loaded vCPU take an exception to EL1 (D1.3.5). `own` is EL2's syndrome of what the guest
 /// did.
+#[cold]
+#[inline(never)]
 pub(crate) fn inject(frame: &mut Frame, exception: Exception, own: u64) {
+    take(frame, exception, own, FAULT_EXTERNAL);
+}
+
+/// Makes the loaded vCPU take a fault of stage 1 with this status, instead of the access at this address.
+#[cold]
+pub(crate) fn inject_fault(frame: &mut Frame, address: u64, status: u8, store: bool) {
+    let exception = Exception::DataAbort(address);
+    take(frame, exception, access_syndrome(store), status.into());
+}
+
+/// Takes an exception; an abort with this status (ISS.DFSC, ISS.IFSC).
+fn take(frame: &mut Frame, exception: Exception, own: u64, status: u64) {
     let old = frame.pstate;
     let mode = old & pstate::MODE;
     let (offset, same_level) = match mode {
@@ -298,15 +310,11 @@ pub(crate) fn inject(frame: &mut Frame, exception: Exception, own: u64) {
         Exception::Undefined => IL,
         Exception::DataAbort(address) => {
             sysreg::write!("far_el1", address);
-            class(0x24) | own & (IL | WNR) | FAULT_EXTERNAL
-        }
-        Exception::DataFault(address, status) => {
-            sysreg::write!("far_el1", address);
-            class(0x24) | own & (IL | WNR) | u64::from(status)
+            class(0x24) | own & (IL | WNR) | status
         }
         Exception::InstructionAbort(address) => {
             sysreg::write!("far_el1", address);
-            class(0x20) | IL | FAULT_EXTERNAL
+            class(0x20) | IL | status
         }
     };
     let sctlr = sysreg::read!("sctlr_el1");

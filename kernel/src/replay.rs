@@ -7,7 +7,7 @@
 //!   begin: PC --AT--> IPA --domain's memory--> word --arch::load_store--> what
 //!     |       does it agree with the syndrome?  no: the guest runs it again
 //!     v
-//!   advance: one part after the other --> mmio::route --> done, or the vCPU waits
+//!   advance: one part after the other --> mmio::route_part --> done, or the vCPU waits
 //!     |                                                            |
 //!     v                                                 mmio::answer --> answered
 //!   finish: registers and writeback, next instruction
@@ -24,7 +24,7 @@
 //! same: a pair, or more than eight bytes, is more than one access (Arm ARM B2.2.1).
 
 use crate::domain::Domain;
-use crate::exit::{self, Exception, Next};
+use crate::exit::{self, Next};
 use crate::mmio::{self, Mmio};
 use crate::pcpu::Running;
 use arch::frame::Frame;
@@ -51,8 +51,8 @@ enum Failure {
     Changed,
     /// It is more than a row of accesses.
     Unsupported,
-    /// Stage 1 does not let a part of it through.
-    Fault(Exception),
+    /// Stage 1 does not let the part at this address through, with this status.
+    Fault(u64, u8),
 }
 
 /// Bits of an address that hold no tag (D8.8).
@@ -68,6 +68,7 @@ const SCTLR_EE: u64 = 1 << 25;
 /// Carries out the instruction at the PC, whose access at `far`, which is `ipa`, stage 2 did not let
 /// through.
 #[cold]
+#[inline(never)]
 pub(crate) fn begin(running: &mut Running<'_>, write: bool, far: u64, ipa: u64) -> Next {
     match Replay::read(running, write, far, ipa) {
         Ok(replay) => {
@@ -76,12 +77,16 @@ pub(crate) fn begin(running: &mut Running<'_>, write: bool, far: u64, ipa: u64) 
         }
         Err(Failure::Changed) => Next::Resume,
         Err(Failure::Unsupported) => mmio::refuse(running, far),
-        Err(Failure::Fault(exception)) => Next::Inject(exception),
+        Err(Failure::Fault(address, status)) => {
+            exit::inject_fault(&mut running.state.frame, address, status, write);
+            Next::Resume
+        }
     }
 }
 
 /// Takes what a part has loaded.
 #[cold]
+#[inline(never)]
 pub(crate) fn loaded(running: &mut Running<'_>, value: u64) {
     if let Some(replay) = &mut running.state.replay {
         replay.values.set_part(&replay.what, replay.done, value);
@@ -91,6 +96,7 @@ pub(crate) fn loaded(running: &mut Running<'_>, value: u64) {
 /// Goes on after what the loaded vCPU waited for: `Skip` says that the part is done, `Resume` that it
 /// waits again, or that the part is to be made again.
 #[cold]
+#[inline(never)]
 pub(crate) fn answered(running: &mut Running<'_>, next: Next) {
     let Some(replay) = &mut running.state.replay else {
         return;
@@ -117,7 +123,7 @@ fn advance(running: &mut Running<'_>) -> Next {
             running.state.replay = None;
             return replay.finish(running);
         };
-        match mmio::route(running, mmio) {
+        match mmio::route_part(running, mmio) {
             Some(Next::Skip) => {
                 if let Some(replay) = &mut running.state.replay {
                     replay.done += replay.what.part;
@@ -280,7 +286,7 @@ fn pages(
         match translated(par, va) {
             Ok(ipa) => Ok(ipa & !IN_PAGE),
             Err(fault) if fault.stage2 => Err(Failure::Unsupported),
-            Err(fault) => Err(Failure::Fault(Exception::DataFault(va, fault.status))),
+            Err(fault) => Err(Failure::Fault(va, fault.status)),
         }
     };
     match (is_same_page(address, last), is_same_page(address, far)) {

@@ -150,6 +150,7 @@ fn ecam(random: &mut Random) {
     }
     odd(&bridge.ecam, &mut tally, random);
     report("ECAM", &tally);
+    loads_and_stores(&[bridge.ecam.base(), bridge.memory32.base()], random);
     let mut tally = Tally::default();
     for _ in 0..20_000 {
         let offset = random.below(bridge.memory32.len() - 8);
@@ -166,6 +167,40 @@ fn ecam(random: &mut Random) {
     for requester in 0..256 {
         bridge.function(requester).write16(4, 0);
     }
+}
+
+/// Executes loads and stores of every kind, at random, with the first megabyte from `bases` on and the
+/// distributor as targets.
+fn loads_and_stores(bases: &[usize], random: &mut Random) {
+    let distributor = gic::distributor().base();
+    let mut tally = Tally::default();
+    for _ in 0..20_000 {
+        // Bits 29:24 of the classes: structures, pairs and single registers. Base and moved registers
+        // are x0 to x7, an index x8 to x15, so that neither memory nor this program's registers change.
+        let [class, fields] = crate::pci::halves(random.next());
+        let classes = [0x0c, 0x0d, 0x28, 0x29, 0x2c, 0x2d, 0x38, 0x39, 0x3c, 0x3d];
+        let class = classes[class as usize % classes.len()];
+        let is_pair = (0x28..0x30).contains(&class);
+        let free = if is_pair { 0xc0e0_1ce7 } else { 0xc0e7_fce7 };
+        let word = fields & free | class << 24 | 1 << 19;
+        let mut registers = [0; 18];
+        for (n, register) in registers.iter_mut().enumerate() {
+            let align = [0, 7, 15][random.below(3)];
+            let offset = random.below(0x10_0000) & !align;
+            let base = match random.below(4) {
+                0 => distributor + offset % 0x8000,
+                other => bases[other % bases.len()] + offset,
+            };
+            *register = if n < 8 {
+                base
+            } else {
+                random.below(256) & !align
+            } as u64;
+        }
+        // SAFETY: what it accesses is a device or nothing, and it writes x0 to x7 and SIMD registers.
+        tally.count(unsafe { instruction::execute(word, &mut registers) });
+    }
+    report("loads and stores", &tally);
 }
 
 /// Addresses where nothing is.
