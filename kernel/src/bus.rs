@@ -11,8 +11,8 @@ use alloc::vec::Vec;
 use kernel::layout;
 use pci::{Progress, Reset};
 use vpci::{
-    BusAddress, BusError, BusRange, Claimed, ConfigAccess, Decoder, Effect, Emulated, Owner,
-    Released, Sbdf,
+    BarIndex, BusAddress, BusError, BusRange, Claimed, ConfigAccess, Decoder, Effect, Emulated,
+    Owner, Released, Sbdf,
 };
 
 /// Ranges that a device model may have claimed for one function: its BARs, and doorbells in them.
@@ -288,7 +288,7 @@ impl Bus {
             .map_err(|_| AssignError::NoMemory)?;
         self.bus
             .memory
-            .reserve(6)
+            .reserve(BarIndex::RANGES)
             .map_err(|_| AssignError::NoMemory)?;
         let id = self.functions.len();
         self.bus
@@ -301,14 +301,19 @@ impl Bus {
                 return Err(error);
             }
         }
-        let first = Sbdf::from_rid(0, config.slot.rid() & !7);
-        let multi = self.bus.is_multi_function(first);
+        self.tell_siblings(config.slot);
+        Ok(())
+    }
+
+    /// Tells the functions of a device which others it has now.
+    fn tell_siblings(&mut self, of: Sbdf) {
         for assigned in self.functions.iter_mut().flatten() {
-            if assigned.slot() == first {
-                assigned.set_multi_function(multi);
+            let slot = assigned.slot();
+            if slot.sibling(0) == of.sibling(0) {
+                let multi = slot.function() == 0 && self.bus.is_multi_function(slot);
+                assigned.set_siblings(multi, self.bus.next_function(slot));
             }
         }
-        Ok(())
     }
 
     /// Puts all functions into the state of power-on for a domain that starts again: returns the

@@ -89,7 +89,7 @@ impl Assigned {
         match *self {}
     }
 
-    pub(crate) fn set_multi_function(&mut self, _multi: bool) {
+    pub(crate) fn set_siblings(&mut self, _multi: bool, _next: u8) {
         match *self {}
     }
 

@@ -7,7 +7,7 @@ use crate::physical::{self, Ecam, Physical, VectorError, Vectors};
 use alloc::vec::Vec;
 use arch::address::{Ipa, PAGE_SIZE, Pa};
 use arch::mmio::{Bus as _, Window};
-use arch::table::Access;
+use arch::table::{Access, Stage2};
 use core::fmt;
 use kernel::intx::{self, Wiring};
 use kernel::layout;
@@ -15,11 +15,16 @@ use pci::{Header, Method, Reset, ResetError};
 use vpci::{
     BarIndex, BarInfo, BarRead, BarWrite, BuildError, BusAddress, BusError, BusRange, Change,
     ConfigAccess, Effect, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
+    Vendor,
 };
 
 /// Command (PCI Express Base Specification, 7.5.1.1.3).
 const MEMORY: u32 = 1 << 1;
 const BUS_MASTER: u32 = 1 << 2;
+
+/// Expansion ROM Base Address (7.5.1.2.4), and its enable bit.
+const ROM: u16 = 0x30;
+const ROM_ENABLE: u32 = 1;
 
 /// MSI-X Message Control (7.7.2.2): Enable and Function Mask.
 const MSIX_ENABLE: u32 = 1 << 15;
@@ -250,6 +255,11 @@ impl Assigned {
             doorbell: BusAddress::new(layout::DOORBELL),
             position: Position::RootBus,
             pin: line.map_or(Pin::Hidden, |_| Pin::Shown),
+            vendor: if config.vendor_capabilities {
+                Vendor::Shown
+            } else {
+                Vendor::Hidden
+            },
         };
         let config_space = pci::Function::new(&physical.config, device.sbdf);
         let model = vpci::Function::new(config_space, &setup).map_err(AssignError::Build)?;
@@ -391,9 +401,10 @@ impl Assigned {
         Ok(())
     }
 
-    /// Says whether there are other functions of the same device.
-    pub(crate) fn set_multi_function(&mut self, multi: bool) {
+    /// Says whether it is function 0 of several, and which one comes next.
+    pub(crate) fn set_siblings(&mut self, multi: bool, next: u8) {
         self.model.set_multi_function(multi);
+        self.model.set_next_function(next);
     }
 
     /// Takes everything from the function: it reaches nothing, decodes nothing and interrupts nobody.
@@ -450,8 +461,15 @@ impl Assigned {
         }
     }
 
-    /// Maps what the guest may reach of a BAR.
+    /// Maps what the guest may reach of a BAR. A ROM decodes from now on.
     pub(crate) fn map(&self, domain: &Domain, bar: BarIndex, range: BusRange) {
+        let access = match bar {
+            BarIndex::ROM => Access::ROM,
+            _ => Access::REGISTERS,
+        };
+        if bar == BarIndex::ROM {
+            self.set_rom(ROM_ENABLE);
+        }
         let mut stage2 = domain.stage2.lock();
         let Some(stage2) = stage2.as_mut() else {
             return;
@@ -460,7 +478,7 @@ impl Assigned {
             let ipa = Ipa::new(range.start().get() + pages.offset);
             let pa = Pa::new(pages.host);
             let frames = &mut TableFrames::for_pcpus();
-            if let Err(error) = stage2.map(frames, ipa, pa, pages.size, Access::REGISTERS) {
+            if let Err(error) = stage2.map(frames, ipa, pa, pages.size, access) {
                 // What is not mapped reads ones; the guest's driver finds a device that is gone.
                 error!(
                     "domain {}: {} {bar} is not mapped: {error:?}",
@@ -473,10 +491,15 @@ impl Assigned {
 
     /// Unmaps what `map` mapped.
     pub(crate) fn unmap(&self, domain: &Domain, bar: BarIndex, range: BusRange) {
-        let mut stage2 = domain.stage2.lock();
-        let Some(stage2) = stage2.as_mut() else {
-            return;
-        };
+        if let Some(stage2) = domain.stage2.lock().as_mut() {
+            self.unmap_pages(stage2, domain, bar, range);
+        }
+        if bar == BarIndex::ROM {
+            self.set_rom(0);
+        }
+    }
+
+    fn unmap_pages(&self, stage2: &mut Stage2, domain: &Domain, bar: BarIndex, range: BusRange) {
         for pages in self.model.pages(bar) {
             let ipa = Ipa::new(range.start().get() + pages.offset);
             let frames = &mut TableFrames::for_pcpus();
@@ -485,6 +508,20 @@ impl Assigned {
                 // Only splitting a block needs memory, and what `map` mapped is unmapped whole.
                 panic!("{} {bar} stays mapped: {error:?}", self.slot);
             }
+        }
+    }
+
+    /// Lets the device decode its expansion ROM, or not. While it does, its BARs may share the decoder
+    /// (7.5.1.2.4): that is for the guest to mind, which turned it on.
+    fn set_rom(&self, enable: u32) {
+        let rom = physical::get().and_then(|physical| {
+            let device = physical.found.devices().get(self.index)?;
+            let [.., rom] = device.bars;
+            u32::try_from(rom?.placement?.bus.get()).ok()
+        });
+        if let Some(address) = rom {
+            let at = Offset::in_function(u64::from(ROM));
+            self.config().write(at, Size::Four, address | enable);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Base address registers: what the kernel knows of the physical ones, and what a guest sees.
 //!
-//! PCI Express Base Specification, section 7.5.1.2.1.
+//! PCI Express Base Specification, sections 7.5.1.2.1 and 7.5.1.2.4.
 
 use core::fmt;
 
@@ -9,7 +9,11 @@ use crate::{BusAddress, BusRange};
 /// Bytes of a page, as stage 2 maps it.
 pub const PAGE: u64 = 4096;
 
-/// Number of a BAR, 0 to 5.
+/// The least that an expansion ROM decodes, and the most. Section 7.5.1.2.4.
+const ROM_UNIT: u64 = 1 << 11;
+const ROM_LARGEST: u64 = 1 << 24;
+
+/// Number of a BAR, 0 to 5, or the expansion ROM.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct BarIndex(u8);
@@ -28,7 +32,13 @@ impl BarIndex {
         }
     }
 
-    /// Returns the number.
+    /// Ranges that a function can decode at once: those of its BARs, and its expansion ROM.
+    pub const RANGES: usize = Self::COUNT as usize + 1;
+
+    /// The Expansion ROM Base Address Register, which comes after the BARs.
+    pub const ROM: Self = Self(Self::COUNT);
+
+    /// Returns the number; that of the expansion ROM is one past the last BAR's.
     #[must_use]
     pub const fn get(self) -> u8 {
         self.0
@@ -42,18 +52,29 @@ impl BarIndex {
 
     /// Returns the dword of config space that holds the BAR.
     pub(crate) const fn dword(self) -> usize {
-        4 + self.index()
+        match self {
+            Self::ROM => 12,
+            Self(index) => 4 + index as usize,
+        }
     }
 
-    /// Returns all of them.
+    /// Returns all BARs.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT).map(Self)
+    }
+
+    /// Returns all BARs, and the expansion ROM.
+    pub(crate) fn all_and_rom() -> impl Iterator<Item = Self> {
+        (0..=Self::COUNT).map(Self)
     }
 }
 
 impl fmt::Display for BarIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "BAR{}", self.0)
+        match *self {
+            Self::ROM => f.write_str("ROM"),
+            Self(index) => write!(f, "BAR{index}"),
+        }
     }
 }
 
@@ -72,6 +93,8 @@ pub enum BarKind {
     Memory32,
     /// Memory space; takes the next BAR's register as its upper half.
     Memory64,
+    /// An expansion ROM, below 4 GiB. It decodes only while its own enable bit is set.
+    Rom,
 }
 
 /// A physical BAR, as the enumeration of the machine's bus found and placed it.
@@ -92,10 +115,11 @@ pub struct BarInfo {
 impl BarInfo {
     /// Returns whether the description is one that a BAR register can express.
     pub(crate) fn is_sound(&self) -> bool {
-        let smallest = if self.kind == BarKind::Io { 4 } else { 16 };
-        let largest = match self.kind {
-            BarKind::Io | BarKind::Memory32 => 1 << 31,
-            BarKind::Memory64 => 1 << 62,
+        let (smallest, largest) = match self.kind {
+            BarKind::Io => (4, 1 << 31),
+            BarKind::Memory32 => (16, 1 << 31),
+            BarKind::Memory64 => (16, 1 << 62),
+            BarKind::Rom => (ROM_UNIT, ROM_LARGEST),
         };
         let pair = self.kind == BarKind::Memory64;
         self.size.is_power_of_two()
@@ -103,6 +127,7 @@ impl BarInfo {
             && self.host.checked_add(self.size).is_some()
             && (self.kind == BarKind::Io || self.host.is_multiple_of(16))
             && !(pair && self.index.get() + 1 == BarIndex::COUNT)
+            && (self.kind == BarKind::Rom) == (self.index == BarIndex::ROM)
     }
 
     /// Returns whether whole pages, and nothing but this BAR, lie in its range. If not, no page of
@@ -117,7 +142,7 @@ impl BarInfo {
         let mask = !(self.size - 1);
         match self.kind {
             BarKind::Io => 0,
-            BarKind::Memory32 => mask & 0xffff_ffff,
+            BarKind::Memory32 | BarKind::Rom => mask & 0xffff_ffff,
             BarKind::Memory64 => mask,
         }
     }
@@ -125,7 +150,7 @@ impl BarInfo {
     /// Returns the bits of the lower register that say what kind of BAR this is.
     pub(crate) const fn type_bits(&self) -> u32 {
         let kind = match self.kind {
-            BarKind::Io => return 0,
+            BarKind::Io | BarKind::Rom => return 0,
             BarKind::Memory32 => 0b000,
             BarKind::Memory64 => 0b100,
         };
@@ -161,7 +186,7 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn a_description_must_be_one_that_a_register_can_hold() {
-        use BarKind::{Io, Memory32, Memory64};
+        use BarKind::{Io, Memory32, Memory64, Rom};
         let cases = [
             // bar, kind,  size,        host,          sound, mappable
             (0, Memory32,  0x4000,      0x1000_0000,   true,  true),
@@ -177,9 +202,15 @@ mod tests {
             (0, Memory32,  0x1000,      0x1000_0008,   false, false),
             (0, Memory64,  1 << 62,     u64::MAX << 62, false, true),  // wraps
             (2, Io,        32,          0x1000,        true,  false),
+            (6, Rom,       0x800,       0x1000,        true,  false),
+            (6, Rom,       1 << 24,     0x100_0000,    true,  true),
+            (6, Rom,       0x400,       0x1000,        false, false),
+            (6, Rom,       1 << 25,     0x200_0000,    false, true),
+            (6, Memory32,  0x1000,      0x1000,        false, true),
+            (0, Rom,       0x1000,      0x1000,        false, true),
         ];
         for (index, kind, size, host, sound, mappable) in cases {
-            let index = BarIndex::new(index).unwrap();
+            let index = BarIndex::new(index).unwrap_or(BarIndex::ROM);
             let bar = BarInfo { index, kind, prefetchable: false, size, host };
             assert_eq!(bar.is_sound(), sound, "{bar:?}");
             assert_eq!(bar.is_mappable(), mappable, "{bar:?}");
@@ -191,6 +222,10 @@ mod tests {
         assert_eq!(BarIndex::new(6), None);
         assert_eq!(BarIndex::all().count(), 6);
         assert_eq!(BarIndex::new(5).unwrap().to_string(), "BAR5");
+        assert_eq!(BarIndex::ROM.to_string(), "ROM");
+        assert_eq!(BarIndex::all_and_rom().last(), Some(BarIndex::ROM));
+        let dwords = BarIndex::all_and_rom().map(BarIndex::dword);
+        assert!(dwords.eq([4, 5, 6, 7, 8, 9, 12]));
         assert_eq!(std::format!("{:?}", BarIndex::new(0)), "Some(BAR0)");
     }
 }

@@ -201,6 +201,18 @@ impl<V: Copy + Eq> Bus<V> {
             .is_some_and(|rest| rest.iter().any(Option::is_some))
     }
 
+    /// Returns the number of the next function of the device of `sbdf`, or 0 if there is none. ARI says
+    /// so in each function that has it.
+    #[must_use]
+    pub fn next_function(&self, sbdf: Sbdf) -> u8 {
+        let mut after = (sbdf.function()..Sbdf::FUNCTIONS).skip(1);
+        let is_there = |&function: &u8| {
+            let sibling = sbdf.sibling(function);
+            sibling.and_then(|sibling| self.route(sibling)).is_some()
+        };
+        after.find(is_there).unwrap_or(0)
+    }
+
     /// Returns `answer`, which a device model gave to a read, with the multi-function bit set if the
     /// read covers it and the bus wants it there: a device model knows its own functions only.
     #[must_use]
@@ -293,6 +305,8 @@ mod tests {
         bus.insert(zero, Owner::Ioreq(1)).unwrap();
         assert_eq!(bus.route(zero), Some(Owner::Ioreq(1)));
         bus.insert(five, Owner::Vpci(5)).unwrap();
+        let next = [zero, two, five, name("00:04.0")].map(|sbdf| bus.next_function(sbdf));
+        assert_eq!(next, [2, 5, 0, 0]);
         assert_eq!(bus.remove(zero), Some(Owner::Ioreq(1)));
         assert_eq!(bus.route(zero), Some(Owner::Stub));
         assert_eq!(bus.remove(two), Some(Owner::Vpci(2)));

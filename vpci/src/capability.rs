@@ -11,6 +11,8 @@ pub mod id {
     pub const POWER: u8 = 0x01;
     /// MSI.
     pub const MSI: u8 = 0x05;
+    /// Vendor-specific.
+    pub const VENDOR: u8 = 0x09;
     /// PCI Express.
     pub const EXPRESS: u8 = 0x10;
     /// MSI-X.
@@ -19,8 +21,14 @@ pub mod id {
 
 /// Extended capability IDs that the model knows (the same document, section 3).
 pub mod extended {
+    /// Advanced Error Reporting.
+    pub const ERRORS: u16 = 0x0001;
     /// Device Serial Number.
     pub const SERIAL_NUMBER: u16 = 0x0003;
+    /// Alternative Routing-ID Interpretation.
+    pub const ARI: u16 = 0x000e;
+    /// Latency Tolerance Reporting.
+    pub const LATENCY: u16 = 0x0018;
 }
 
 /// Where the header ends and capabilities may be.

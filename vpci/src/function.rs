@@ -28,7 +28,7 @@ use crate::emulated::{HEADER_TYPE, MULTI_FUNCTION};
 use crate::msi::{self, Msi};
 use crate::msix::{self, Area, Layout, Message};
 use crate::register::Register;
-use crate::{BarIndex, BarInfo, BusAddress, BusRange, ConfigAccess, Offset, PhysicalConfig, Size};
+use crate::{BarIndex, BarInfo, BusAddress, BusRange, ConfigAccess, Offset, PhysicalConfig};
 
 /// Where a guest finds the function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,15 @@ pub enum Pin {
     Shown,
 }
 
+/// Whether a guest sees the function's vendor-specific capabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vendor {
+    /// It does not.
+    Hidden,
+    /// As they were when the function was built; they cannot be written.
+    Shown,
+}
+
 /// What the kernel knows of a function that is to be passed through.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup<'a> {
@@ -59,6 +68,8 @@ pub struct Setup<'a> {
     pub position: Position,
     /// Whether the guest sees its interrupt pin.
     pub pin: Pin,
+    /// Whether the guest sees its vendor-specific capabilities.
+    pub vendor: Vendor,
 }
 
 /// Why a function cannot be passed through.
@@ -190,6 +201,15 @@ const D3_HOT: u32 = 0b11;
 /// Initiate Function Level Reset in Device Control, section 7.5.3.4.
 const INITIATE_FLR: u32 = 1 << 15;
 
+/// Expansion ROM Enable, section 7.5.1.2.4.
+const ROM_ENABLE: u32 = 1;
+
+/// Next Function Number in the ARI Capability register, section 7.8.8.2.
+const NEXT_FUNCTION: u32 = 0xff00;
+
+/// Dwords of config space.
+const DWORDS: usize = Offset::SPACE as usize / 4;
+
 /// MSI-X Message Control, in the upper half of the capability's first dword.
 const MSIX_ENABLE: u32 = 1 << 31;
 const MSIX_MASK: u32 = 1 << 30;
@@ -261,12 +281,17 @@ pub struct Function<P> {
     device: P,
     cells: Vec<Cell>,
     rows: Vec<Row>,
-    bars: [Option<Bar>; BarIndex::COUNT as usize],
+    bars: [Option<Bar>; BarIndex::RANGES],
     doorbell: BusAddress,
     msi: Option<MsiModel>,
     msix: Option<MsixModel>,
     /// Dword of the power management capability that holds PowerState.
     power: Option<usize>,
+    /// Dword of the ARI capability that holds Next Function Number.
+    ari: Option<usize>,
+    /// Whether any cell is live.
+    live: bool,
+    version: u32,
     /// The bits of Command that the kernel was told of.
     told: u32,
     reset_wanted: bool,
@@ -295,11 +320,14 @@ impl<P: PhysicalConfig> Function<P> {
             device,
             cells: Vec::new(),
             rows: Vec::new(),
-            bars: [None; BarIndex::COUNT as usize],
+            bars: [None; BarIndex::RANGES],
             doorbell: setup.doorbell,
             msi: None,
             msix: None,
             power: None,
+            ari: None,
+            live: false,
+            version: 0,
             told: 0,
             reset_wanted: false,
             pending: false,
@@ -338,11 +366,11 @@ impl<P: PhysicalConfig> Function<P> {
         let (written, enables) = (access.place(value), access.enables());
         let before = cell.value;
         let after = row.register.after_write(before, written, enables);
-        cell.value = after;
-        self.clear_in_device(access, written & enables & row.register.live_rw1c);
         if before == after {
             return Change::None;
         }
+        cell.value = after;
+        self.version = self.version.wrapping_add(1);
         match row.action {
             Action::None => return Change::None,
             Action::Effects => {}
@@ -361,6 +389,7 @@ impl<P: PhysicalConfig> Function<P> {
                 cell.value = row.reset;
             }
         }
+        self.version = self.version.wrapping_add(1);
         if let Some(msix) = &mut self.msix {
             msix.table.reset();
         }
@@ -371,12 +400,53 @@ impl<P: PhysicalConfig> Function<P> {
     /// Says whether the guest finds other functions at the same device. Matters for function 0.
     pub fn set_multi_function(&mut self, multi: bool) {
         let bit = if multi { MULTI_FUNCTION } else { 0 };
-        let Some(cell) = self.cells.get_mut(HEADER_TYPE) else {
+        self.set_fixed(HEADER_TYPE, MULTI_FUNCTION, bit);
+    }
+
+    /// Says which function the guest finds next at the same device, or 0 if this is the last: shown
+    /// by ARI, where there is one.
+    pub fn set_next_function(&mut self, function: u8) {
+        if let Some(index) = self.ari {
+            self.set_fixed(index, NEXT_FUNCTION, u32::from(function) << 8);
+        }
+    }
+
+    /// Changes bits that a guest cannot, now and after a reset.
+    fn set_fixed(&mut self, index: usize, mask: u32, bits: u32) {
+        let Some(cell) = self.cells.get_mut(index) else {
             return;
         };
-        cell.value = cell.value & !MULTI_FUNCTION | bit;
+        cell.value = cell.value & !mask | bits;
         if let Some(row) = self.rows.get_mut(usize::from(cell.row).wrapping_sub(1)) {
-            row.reset = row.reset & !MULTI_FUNCTION | bit;
+            row.reset = row.reset & !mask | bits;
+        }
+        self.version = self.version.wrapping_add(1);
+    }
+
+    /// Returns whether some reads go to the device. If none does, [`Function::page`] is all that a
+    /// guest can ever read, until [`Function::version`] changes.
+    #[must_use]
+    pub const fn has_live_fields(&self) -> bool {
+        self.live
+    }
+
+    /// Returns a number that is another one after each change of what a guest reads, except by live
+    /// fields.
+    #[must_use]
+    pub const fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Writes out config space as a guest reads it. Asks the device if there are live fields.
+    pub fn page(&self, out: &mut [u32; DWORDS]) {
+        out.fill(0);
+        for ((offset, out), cell) in (0..).step_by(4).zip(out).zip(&self.cells) {
+            *out = cell.value;
+            if cell.live {
+                let row = self.rows.get(usize::from(cell.row).wrapping_sub(1));
+                let live = row.map_or(0, |row| row.register.live);
+                *out |= capability::dword(&self.device, offset) & live;
+            }
         }
     }
 
@@ -405,24 +475,27 @@ impl<P: PhysicalConfig> Function<P> {
         Some(self.msix.as_ref()?.layout)
     }
 
-    /// Returns the function's memory BARs.
+    /// Returns the function's memory BARs, and its expansion ROM.
     pub fn bars(&self) -> impl Iterator<Item = BarInfo> {
         let bars = self.bars.iter().flatten().map(|bar| bar.info);
         bars.filter(|info| info.kind != BarKind::Io)
     }
 
-    /// Returns the range that a BAR decodes now, if it is a memory BAR and memory decode is on.
+    /// Returns the range that a BAR decodes now, if it is a memory BAR and memory decode is on. The
+    /// expansion ROM has to be enabled besides; section 7.5.1.2.4.
     #[must_use]
     pub fn decoded(&self, bar: BarIndex) -> Option<BusRange> {
         let info = self.bar(bar)?;
         if !self.is_awake() || self.dword(COMMAND) & command::MEMORY == 0 {
             return None;
         }
+        let low = self.dword(bar.dword());
         let high = match info.kind {
             BarKind::Memory64 => self.dword(bar.dword() + 1),
-            BarKind::Memory32 | BarKind::Io => 0,
+            BarKind::Rom if low & ROM_ENABLE == 0 => return None,
+            BarKind::Memory32 | BarKind::Rom | BarKind::Io => 0,
         };
-        info.range_at(u64::from(high) << 32 | u64::from(self.dword(bar.dword())))
+        info.range_at(u64::from(high) << 32 | u64::from(low))
     }
 
     /// Returns the parts of a BAR that may be mapped into the guest: whole pages without anything of
@@ -476,7 +549,7 @@ impl<P: PhysicalConfig> Function<P> {
     }
 
     /// Takes a write of `bytes` bytes at `offset` in a BAR. What no request can express, what is
-    /// past the end, and what aims at pending bits is dropped.
+    /// past the end, and what aims at pending bits or a ROM is dropped.
     pub fn write_bar(&mut self, bar: BarIndex, offset: u64, bytes: u64, value: u64) -> BarWrite {
         const DROPPED: BarWrite = BarWrite::Done(Change::None);
         let Some(info) = self.bar(bar).filter(|info| in_bar(info, offset, bytes)) else {
@@ -485,6 +558,7 @@ impl<P: PhysicalConfig> Function<P> {
         let offset = match self.area(bar, offset).0 {
             Area::Table(offset) => offset,
             Area::Pending => return DROPPED,
+            Area::Other if info.kind == BarKind::Rom => return DROPPED,
             Area::Other => {
                 let host = info.host.checked_add(offset);
                 return host.map_or(DROPPED, |host| BarWrite::Device { host });
@@ -543,19 +617,6 @@ impl<P: PhysicalConfig> Function<P> {
         access.extract(cell.value | device & live)
     }
 
-    /// Writes `ones` to the device, byte by byte, so that bytes without any stay untouched.
-    fn clear_in_device(&self, access: ConfigAccess, ones: u32) {
-        if ones == 0 {
-            return;
-        }
-        let start = access.offset().get() & !3;
-        for (lane, byte) in (0_u16..4).zip(ones.to_le_bytes()) {
-            if let (Some(offset), 1..) = (Offset::new(start + lane), byte) {
-                self.device.write(offset, Size::One, byte.into());
-            }
-        }
-    }
-
     /// Takes a new power state, unless it is one that is not offered: then the old one stays.
     fn change_power(&mut self, index: usize, before: u32, after: u32) {
         if matches!(after & POWER_STATE, 0 | D3_HOT) {
@@ -582,7 +643,7 @@ impl<P: PhysicalConfig> Function<P> {
     }
 
     fn next_unmap(&mut self) -> Option<Effect> {
-        for bar in BarIndex::all() {
+        for bar in BarIndex::all_and_rom() {
             let wanted = self.decoded(bar);
             let Some(Some(model)) = self.bars.get_mut(bar.index()) else {
                 continue;
@@ -596,7 +657,7 @@ impl<P: PhysicalConfig> Function<P> {
     }
 
     fn next_map(&mut self) -> Option<Effect> {
-        for bar in BarIndex::all() {
+        for bar in BarIndex::all_and_rom() {
             let wanted = self.decoded(bar);
             let Some(Some(model)) = self.bars.get_mut(bar.index()) else {
                 continue;

@@ -35,7 +35,9 @@ pub use address::{BusAddress, BusRange};
 pub use bar::{BarIndex, BarInfo, BarKind, PAGE, Pages};
 pub use bus::{Bus, BusError, Decoder, Owner};
 pub use emulated::Emulated;
-pub use function::{BarRead, BarWrite, BuildError, Change, Effect, Function, Pin, Position, Setup};
+pub use function::{
+    BarRead, BarWrite, BuildError, Change, Effect, Function, Pin, Position, Setup, Vendor,
+};
 pub use memory::{ClaimError, Claimed, MemoryMap, Released};
 pub use msi::Msi;
 pub use msix::Message;

@@ -5,8 +5,23 @@
 //! PCI Express Base Specification, section 7.7.1 (capability) and 6.1.4 (behaviour).
 
 use crate::msix::Message;
-use crate::register::Table;
+use crate::register::{Register, Table};
 use crate::{BusAddress, tables};
+
+// What the tables of the four forms come to, without their names.
+static PLAIN_32: [Register; 3] = form(&tables::MSI_32);
+static PLAIN_64: [Register; 4] = form(&tables::MSI_64);
+static MASKED_32: [Register; 5] = form(&tables::MSI_32_MASKED);
+static MASKED_64: [Register; 6] = form(&tables::MSI_64_MASKED);
+
+/// Returns the registers of a form: what all begin with, and the rest.
+const fn form<const N: usize>(rest: &Table) -> [Register; N] {
+    let mut registers = rest.registers();
+    if let Some(first) = registers.first_mut() {
+        *first = tables::MSI.register(0);
+    }
+    registers
+}
 
 /// MSI Enable, in the dword of Message Control.
 const ENABLE: u32 = 1 << 16;
@@ -52,12 +67,12 @@ impl Form {
     }
 
     /// Returns the registers that such a capability has.
-    pub(crate) const fn table(self) -> &'static Table {
+    pub(crate) const fn registers(self) -> &'static [Register] {
         match (self.wide, self.masked) {
-            (false, false) => &tables::MSI_32,
-            (true, false) => &tables::MSI_64,
-            (false, true) => &tables::MSI_32_MASKED,
-            (true, true) => &tables::MSI_64_MASKED,
+            (false, false) => &PLAIN_32,
+            (true, false) => &PLAIN_64,
+            (false, true) => &MASKED_32,
+            (true, true) => &MASKED_64,
         }
     }
 

@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::register::Register;
-use crate::{BarIndex, BusAddress};
+use crate::{BarIndex, BusAddress, tables};
 
 /// Bytes of a vector's entry in the table.
 const ENTRY: u64 = 16;
@@ -128,13 +128,7 @@ pub(crate) enum Area {
 }
 
 /// The four registers of an entry: which of their bits a guest can write.
-#[rustfmt::skip]
-const ENTRY_REGISTERS: [Register; 4] = [
-    Register::kept(0xffff_fffc, 0), // Message Address
-    Register::kept(0xffff_ffff, 0), // Message Upper Address
-    Register::kept(0xffff_ffff, 0), // Message Data
-    Register::kept(0x0000_0001, 0), // Vector Control: Mask Bit
-];
+static ENTRY_REGISTERS: [Register; 4] = tables::MSIX_ENTRY.registers();
 
 #[derive(Clone, Copy, Debug)]
 struct Vector {
@@ -144,7 +138,7 @@ struct Vector {
 }
 
 impl Vector {
-    /// As it is after a reset: masked. Section 7.7.2.10.
+    /// As it is after a reset: masked. Section 7.7.2.8.
     const RESET: [u32; 4] = [0, 0, 0, 1];
 
     fn message(&self, doorbell: BusAddress) -> Message {

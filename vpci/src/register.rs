@@ -1,8 +1,9 @@
 //! Registers as tables: what a guest may see of each field, and what becomes of its writes.
 //!
 //! A [`Table`] is one header or one capability, field by field, as the specification lists them. Of
-//! it a [`Register`] is made for each dword: masks that say what a read and a write do. A bit that
-//! no field covers is hidden, so that what nobody thought of stays out of a guest's reach.
+//! it a [`Register`] is made for each dword when the crate is compiled: masks that say what a read
+//! and a write do. Names and sections stay out of the program. A bit that no field covers is hidden,
+//! so that what nobody thought of stays out of a guest's reach; a test sees to it that there is none.
 
 /// What a guest may do with a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,14 +16,12 @@ pub enum Access {
     Writable,
     /// Kept in the model, which acts on a write.
     Emulated,
+    /// The address part of a BAR: bits above its size are kept in the model, those below are the
+    /// model's. The model acts on a write.
+    Address,
     /// Each read goes to the device. Writes are ignored.
     Live,
-    /// Each read goes to the device, and so does each one that is written; a zero never does.
-    ///
-    /// Its byte holds nothing else that the device lets software write: the rest of that byte is
-    /// written as zeroes.
-    LiveClearedByOne,
-    /// Reads as zero; writes are ignored. The same as no row at all, for what a reader might miss.
+    /// Reads as zero; writes are ignored.
     Hidden,
 }
 
@@ -35,11 +34,23 @@ pub struct Field {
     pub mask: u32,
     /// What a guest may do with it.
     pub access: Access,
+    /// Where the specification describes it.
+    pub section: &'static str,
     /// The specification's name for it.
     pub name: &'static str,
+    /// Why a guest gets it so, where that is not plain.
+    pub why: &'static str,
 }
 
-/// A header or a capability: all of its fields that are not hidden.
+impl Field {
+    /// Returns the field with a reason.
+    #[must_use]
+    pub const fn because(self, why: &'static str) -> Self {
+        Self { why, ..self }
+    }
+}
+
+/// A header or a capability, or part of one: all of its fields.
 #[derive(Clone, Copy, Debug)]
 pub struct Table {
     /// What the specification calls it.
@@ -55,9 +66,34 @@ pub struct Table {
 impl Table {
     /// Returns the masks of the dword at byte `offset` of the structure.
     #[must_use]
-    pub fn register(&self, offset: u16) -> Register {
-        let fields = self.fields.iter().filter(|field| field.offset == offset);
-        fields.fold(Register::HIDDEN, |register, field| register.with(field))
+    pub const fn register(&self, offset: u16) -> Register {
+        let (mut register, mut fields) = (Register::HIDDEN, self.fields);
+        while let [field, rest @ ..] = fields {
+            if field.offset == offset {
+                register = register.with(field);
+            }
+            fields = rest;
+        }
+        register
+    }
+
+    /// Returns the masks of all `N` dwords.
+    ///
+    /// # Panics
+    ///
+    /// If `N` is not their number. For use while compiling.
+    #[must_use]
+    pub const fn registers<const N: usize>(&self) -> [Register; N] {
+        assert!(self.size as usize == N * 4, "not the structure's size");
+        let mut registers = [Register::HIDDEN; N];
+        let mut offset = 0;
+        let mut rest = registers.as_mut_slice();
+        while let [register, more @ ..] = rest {
+            *register = self.register(offset);
+            offset += 4;
+            rest = more;
+        }
+        registers
     }
 }
 
@@ -74,8 +110,6 @@ pub struct Register {
     pub rw1c: u32,
     /// Read from the device each time.
     pub live: u32,
-    /// Ones that are written go to the device.
-    pub live_rw1c: u32,
 }
 
 impl Register {
@@ -85,7 +119,6 @@ impl Register {
         rw: 0,
         rw1c: 0,
         live: 0,
-        live_rw1c: 0,
     };
 
     /// Returns a register that is kept in the model: what is taken as written, and what a one clears.
@@ -105,11 +138,7 @@ impl Register {
             Access::ReadOnly => with.copied |= mask,
             Access::Writable | Access::Emulated => with.rw |= mask,
             Access::Live => with.live |= mask,
-            Access::LiveClearedByOne => {
-                with.live |= mask;
-                with.live_rw1c |= mask;
-            }
-            Access::Fixed | Access::Hidden => {}
+            Access::Fixed | Access::Address | Access::Hidden => {}
         }
         with
     }
@@ -121,7 +150,6 @@ impl Register {
             rw: self.rw | other.rw,
             rw1c: self.rw1c | other.rw1c,
             live: self.live | other.live,
-            live_rw1c: self.live_rw1c | other.live_rw1c,
         }
     }
 
@@ -162,20 +190,25 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn a_dword_is_the_sum_of_its_fields() {
-        const FIELDS: &[Field] = &[
-            Field { offset: 0, mask: 0x0000_000f, access: Access::ReadOnly,         name: "a" },
-            Field { offset: 4, mask: 0x0000_0001, access: Access::ReadOnly,         name: "b" },
-            Field { offset: 4, mask: 0x0000_0002, access: Access::Fixed,            name: "c" },
-            Field { offset: 4, mask: 0x0000_0004, access: Access::Writable,         name: "d" },
-            Field { offset: 4, mask: 0x0000_0008, access: Access::Emulated,         name: "e" },
-            Field { offset: 4, mask: 0x0000_0010, access: Access::Live,             name: "f" },
-            Field { offset: 4, mask: 0x0000_0020, access: Access::LiveClearedByOne, name: "g" },
-            Field { offset: 4, mask: 0x0000_0040, access: Access::Hidden,           name: "h" },
-        ];
-        let table = Table { name: "t", section: "none", size: 12, fields: FIELDS };
-        let sum = Register { copied: 0x01, rw: 0x0c, rw1c: 0, live: 0x30, live_rw1c: 0x20 };
-        assert_eq!(table.register(4), sum);
-        assert_eq!(table.register(8), Register::HIDDEN);
+        const fn field(offset: u16, mask: u32, access: Access) -> Field {
+            Field { offset, mask, access, section: "none", name: "a field", why: "" }
+        }
+        const TABLE: Table = Table { name: "t", section: "none", size: 12, fields: &[
+            field(0, 0x0000_000f, Access::ReadOnly),
+            field(4, 0x0000_0001, Access::ReadOnly),
+            field(4, 0x0000_0002, Access::Fixed),
+            field(4, 0x0000_0004, Access::Writable),
+            field(4, 0x0000_0008, Access::Emulated),
+            field(4, 0x0000_0010, Access::Live),
+            field(4, 0x0000_0020, Access::Address),
+            field(4, 0x0000_0040, Access::Hidden),
+        ] };
+        let sum = Register { copied: 0x01, rw: 0x0c, rw1c: 0, live: 0x10 };
+        assert_eq!(TABLE.register(4), sum);
+        assert_eq!(TABLE.register(8), Register::HIDDEN);
+        let first = Register { copied: 0x0f, ..Register::HIDDEN };
+        assert_eq!(TABLE.registers(), [first, sum, Register::HIDDEN]);
+        assert_eq!(field(0, 1, Access::Hidden).because("so").why, "so");
     }
 
     proptest! {

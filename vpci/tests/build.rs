@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use vpci::{
     BarIndex, BarInfo, BarKind, BarRead, BarWrite, BuildError, BusAddress, Change, ConfigAccess,
     Effect, Function, Message, Msi, Offset, PAGE, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
+    Vendor,
 };
 
 const DOORBELL: u64 = 0x0809_0040;
@@ -55,16 +56,52 @@ fn build(
     position: Position,
     pin: Pin,
 ) -> Result<Function<Space>, BuildError> {
-    let doorbell = BusAddress::new(DOORBELL);
-    Function::new(
-        space,
-        &Setup {
-            bars,
-            doorbell,
-            position,
-            pin,
-        },
-    )
+    let setup = Setup {
+        bars,
+        doorbell: BusAddress::new(DOORBELL),
+        position,
+        pin,
+        vendor: Vendor::Hidden,
+    };
+    Function::new(space, &setup)
+}
+
+/// A function that shows all that can be shown.
+fn open(dwords: &[(u16, u32)], bars: &[BarInfo], position: Position) -> Function<Space> {
+    let setup = Setup {
+        bars,
+        doorbell: BusAddress::new(DOORBELL),
+        position,
+        pin: Pin::Shown,
+        vendor: Vendor::Shown,
+    };
+    Function::new(space(dwords), &setup).unwrap()
+}
+
+/// Follows the chain of capabilities.
+fn chain(function: &Function<Space>) -> Vec<u32> {
+    let mut found = vec![];
+    let mut at = dword(function, 0x34);
+    while at != 0 {
+        found.push(at);
+        at = dword(function, u16::try_from(at).unwrap()) >> 8 & 0xff;
+    }
+    found
+}
+
+/// Follows the chain of extended capabilities: where they are, and their IDs.
+fn extended(function: &Function<Space>) -> Vec<(u32, u32)> {
+    let mut found = vec![];
+    let mut at = 0x100;
+    while at != 0 {
+        let header = dword(function, u16::try_from(at).unwrap());
+        if header == 0 {
+            break;
+        }
+        found.push((at, header & 0xffff));
+        at = header >> 20;
+    }
+    found
 }
 
 fn access(offset: u16, size: Size) -> ConfigAccess {
@@ -152,6 +189,10 @@ fn version_1_ends_early() {
         let space = space(&[(0x40, kind << 16 | pm << 8 | 0x10), (next, 0x0003_0001), (next + 4, 0)]);
         let function = build(space, &[], Position::RootBus, Pin::Hidden).unwrap();
         assert_eq!(dword(&function, next), 0x0003_0001, "{kind:#x}");
+        let far = [(0x40, kind << 16 | 0x6410), (0x64, 0x5), (0x34, 0x40)];
+        let mut other = build(self::space(&far), &[], Position::RootBus, Pin::Hidden).unwrap();
+        let _ = write(&mut other, 0x68, 0x1c);
+        assert_eq!(dword(&other, 0x68), 0x1c, "not Device Control 2");
         assert_eq!(dword(&function, 0x40) >> 8 & 0xff, pm);
     }
 }
@@ -203,13 +244,7 @@ fn capabilities_that_have_no_room_are_left_out() {
     for (what, dwords, expected) in cases {
         let bars = [bar(0, BarKind::Memory32, 0x1000)];
         let function = build(space(dwords), &bars, Position::RootBus, Pin::Hidden).unwrap();
-        let mut chain = vec![];
-        let mut at = dword(&function, 0x34);
-        while at != 0 {
-            chain.push(at);
-            at = dword(&function, u16::try_from(at).unwrap()) >> 8 & 0xff;
-        }
-        assert_eq!(&chain, expected, "{what}");
+        assert_eq!(chain(&function), *expected, "{what}");
     }
 }
 
@@ -294,8 +329,8 @@ fn the_serial_number_is_found_wherever_it_is() {
     #[rustfmt::skip]
     let cases: [(&str, &[_], u32, u16); 4] = [
         ("first",        &first,        0x0001_0003, 0x100),
-        ("later",        &later,        0x7f00_0000, 0x7f0),
-        ("cut short",    &outside,      0,           0),
+        ("later",        &later,        0x7f01_0001, 0x7f0),
+        ("cut short",    &outside,      0x0001_0001, 0),
         ("conventional", &conventional, 0,           0),
     ];
     for (what, dwords, header, at) in cases {
@@ -306,6 +341,221 @@ fn the_serial_number_is_found_wherever_it_is() {
             assert_eq!(found, [0x0001_0003, 0x1111_1111, 0x2222_2222], "{what}");
         }
     }
+}
+
+/// An endpoint with a link, and what of its extended chain is shown.
+#[test]
+#[rustfmt::skip]
+fn the_extended_chain_is_rewritten_in_the_devices_order() {
+    use Position::{BelowPort, RootBus};
+    type Case<'a> = (&'a str, &'a [(u16, u32)], Position, &'a [(u32, u32)]);
+    let cases: &[Case<'_>] = &[
+        ("all",        &[(0x100, 0x1401_0001), (0x140, 0x1501_0003), (0x150, 0x1601_000e), (0x160, 0x0001_0018)],
+                       BelowPort, &[(0x100, 1), (0x140, 3), (0x150, 0xe), (0x160, 0x18)]),
+        ("integrated", &[(0x100, 0x1401_0001), (0x140, 0x1501_0003), (0x150, 0x1601_000e), (0x160, 0x0001_0018)],
+                       RootBus, &[(0x100, 1), (0x140, 3)]),
+        ("backwards",  &[(0x100, 0x2001_0018), (0x200, 0x1801_000e), (0x180, 0x1401_0003), (0x140, 0x0002_0001)],
+                       BelowPort, &[(0x100, 0x18), (0x200, 0xe), (0x180, 3), (0x140, 1)]),
+        ("denied",     &[(0x100, 0x1401_0010), (0x140, 0x1501_000f), (0x150, 0x1601_0013), (0x160, 0x1701_001b),
+                         (0x170, 0x1801_000d), (0x180, 0x1901_0015), (0x190, 0x1a01_000b), (0x1a0, 0x0001_0023)],
+                       BelowPort, &[]),
+        ("between",    &[(0x100, 0x1401_0010), (0x140, 0x1801_0003), (0x180, 0x2001_000f), (0x200, 0x0001_0018)],
+                       BelowPort, &[(0x100, 0), (0x140, 3), (0x200, 0x18)]),
+        ("loop",       &[(0x100, 0x1401_0001), (0x140, 0x1001_0003)], BelowPort, &[(0x100, 1), (0x140, 3)]),
+        ("itself",     &[(0x100, 0x1001_0001)], BelowPort, &[(0x100, 1)]),
+        ("header",     &[(0x100, 0x0401_0001)], BelowPort, &[(0x100, 1)]),
+        ("overlap",    &[(0x100, 0x1081_0001), (0x108, 0x1201_0003), (0x120, 0x1401_0018), (0x140, 0x0001_000e)],
+                       BelowPort, &[(0x100, 1), (0x140, 0xe)]),
+        ("at the end", &[(0x100, 0xff81_0001), (0xff8, 0x0001_0018)], BelowPort, &[(0x100, 1), (0xff8, 0x18)]),
+        ("cut short",  &[(0x100, 0xfe01_0018), (0xfe0, 0x0001_0001)], BelowPort, &[(0x100, 0x18)]),
+        ("twice",      &[(0x100, 0x1401_0003), (0x140, 0x1801_0003), (0x180, 0x0001_0001)],
+                       BelowPort, &[(0x100, 3), (0x180, 1)]),
+    ];
+    for (what, dwords, position, expected) in cases {
+        let express = [(0x40, 0x0002_0010)];
+        let dwords: Vec<_> = express.into_iter().chain(dwords.iter().copied()).collect();
+        assert_eq!(extended(&open(&dwords, &[], *position)), *expected, "{what}");
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn what_is_shown_of_extended_capabilities() {
+    let mut dwords = vec![(0x40, 0x0002_0010), (0x64, 0xffff_ffff)];
+    for (offset, header) in [(0x100, 0x1402_0001), (0x140, 0x1501_000e), (0x150, 0x0001_0018)] {
+        dwords.push((offset, header));
+        dwords.extend((1..=10).map(|dword| (offset + dword * 4, 0xffff_ffff)).filter(|&(at, _)| at < 0x150 || offset == 0x150));
+    }
+    let mut function = open(&dwords, &[], Position::BelowPort);
+    let cases = [
+        // offset, reads,       after ones are written
+        (0x104,    0xffff_f030, 0xffff_f030), // uncorrectable errors: status, mask, severity
+        (0x108,    0xffff_f030, 0xffff_f030),
+        (0x10c,    0xffff_f030, 0xffff_f030),
+        (0x110,    0x0000_f1c1, 0x0000_f1c1), // correctable ones: status, mask
+        (0x114,    0x0000_f1c1, 0x0000_f1c1),
+        (0x118,    0x0000_001f, 0x0000_001f), // which was the first
+        (0x11c,    0,           0),           // header log
+        (0x128,    0,           0),
+        (0x12c,    0,           0),           // not an endpoint's
+        (0x144,    0,           0),           // next function, and control
+        (0x154,    0,           0x1fff_1fff), // latencies
+        (0x158,    0,           0),
+        (0x064,    0x0000_081f, 0x0000_081f), // Device Capabilities 2
+        (0x068,    0,           0x0000_041f), // Device Control 2
+    ];
+    for (offset, reads, after) in cases {
+        assert_eq!(dword(&function, offset), reads, "{offset:#x}");
+        assert_eq!(write(&mut function, offset, u32::MAX), [], "{offset:#x}");
+        assert_eq!(dword(&function, offset), after, "{offset:#x}");
+    }
+    // Status is the device's: it changes there.
+    function.device().0.borrow_mut()[0x104 / 4] = 0x10;
+    assert_eq!(dword(&function, 0x104), 0x10);
+    function.set_next_function(5);
+    assert_eq!(dword(&function, 0x144), 0x0500);
+    let _ = function.reset();
+    assert_eq!(dword(&function, 0x144), 0x0500, "the bus is as it was");
+    assert_eq!(dword(&function, 0x154), 0);
+    function.set_next_function(0);
+    assert_eq!(dword(&function, 0x144), 0);
+    let mut without = open(&[(0x40, 0x0002_0010)], &[], Position::BelowPort);
+    without.set_next_function(5);
+    assert_eq!(extended(&without), []);
+}
+
+#[test]
+#[rustfmt::skip]
+fn vendor_specific_capabilities_are_shown_where_that_is_allowed() {
+    let virtio = (0x00, 0x1041_1af4);
+    type Case<'a> = (&'a str, &'a [(u16, u32)], &'a [u32], &'a [(u16, u32)]);
+    let cases: &[Case<'_>] = &[
+        ("two, and MSI", &[(0x40, 0x1110_5009), (0x44, 1), (0x48, 2), (0x4c, 3), (0x50, 0x2208_6009), (0x54, 4), (0x58, 5), (0x60, 5)],
+                         &[0x40, 0x50, 0x60], &[(0x40, 0x1110_5009), (0x4c, 3), (0x54, 4), (0x58, 0)]),
+        ("odd length",   &[(0x40, 0x0007_0009), (0x44, 0xffff_ffff), (0x48, 0xffff_ffff)], &[0x40], &[(0x44, 0x00ff_ffff), (0x48, 0)]),
+        ("bare",         &[(0x40, 0xff04_0009), (0x44, 0xffff_ffff)], &[0x40], &[(0x40, 0xff04_0009), (0x44, 0)]),
+        ("too short",    &[(0x40, 0x0003_5009), (0x50, 5)], &[0x50], &[(0x40, 0)]),
+        ("past the end", &[(0x40, 0x0004_f009), (0xf0, 0x0014_0009)], &[0x40], &[(0xf0, 0)]),
+        ("on another",   &[(0x40, 0x0014_4809), (0x48, 0x0008_6009), (0x60, 5)], &[0x40, 0x60], &[(0x48, 0x0008_6009)]),
+        // virtio's: common configuration, and the window to all BARs.
+        ("virtio",       &[virtio, (0x40, 0x0110_5009), (0x44, 4), (0x50, 0x0514_0009), (0x60, 0x7777_7777)], &[0x40], &[(0x44, 4), (0x50, 0), (0x60, 0)]),
+        ("of another",   &[(0x00, 0x1041_1af5), (0x40, 0x0514_0009), (0x50, 0x7777_7777)], &[0x40], &[(0x50, 0x7777_7777)]),
+        ("no virtio",    &[(0x00, 0x1100_1af4), (0x40, 0x0514_0009), (0x50, 0x7777_7777)], &[0x40], &[(0x50, 0x7777_7777)]),
+    ];
+    for (what, dwords, expected, values) in cases {
+        let mut function = open(dwords, &[], Position::RootBus);
+        assert_eq!(chain(&function), *expected, "{what}");
+        for &(offset, value) in *values {
+            assert_eq!(dword(&function, offset), value, "{what} {offset:#x}");
+            if offset != 0x60 {
+                assert_eq!(write(&mut function, offset, u32::MAX), [], "{what}");
+                assert_eq!(dword(&function, offset), value, "{what}: written at {offset:#x}");
+            }
+        }
+        let hidden = build(space(dwords), &[], Position::RootBus, Pin::Hidden).unwrap();
+        let other = chain(&hidden).into_iter().all(|at| dword(&hidden, u16::try_from(at).unwrap()) & 0xff != 9);
+        assert!(other, "{what}");
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn a_page_is_what_reads_give_and_has_a_version() {
+    let msi = (0x40, 0x0180_0005); // with masks, and so with pending bits
+    type Case<'a> = (&'a str, &'a [(u16, u32)], Pin, bool);
+    let cases: [Case<'_>; 5] = [
+        ("plain",    &[(0x40, 0x0003_0001)],                         Pin::Hidden, false),
+        ("pin",      &[(0x40, 0x0003_0001)],                         Pin::Shown,  true),
+        ("MSI",      &[(0x40, 0x0080_0005)],                         Pin::Hidden, false),
+        ("pending",  &[msi, (0x54, 1)],                              Pin::Hidden, true),
+        ("errors",   &[(0x40, 0x0092_0010), (0x100, 0x0001_0001), (0x104, 0x10)], Pin::Hidden, true),
+    ];
+    for (what, dwords, pin, live) in cases {
+        let bars = [bar(0, BarKind::Memory64, 0x4000)];
+        let mut function = build(space(dwords), &bars, Position::RootBus, pin).unwrap();
+        assert_eq!(function.has_live_fields(), live, "{what}");
+        let read = |function: &Function<Space>| -> Vec<_> {
+            (0..0x1000).step_by(4).map(|offset| dword(function, offset)).collect()
+        };
+        let mut page = [0x5555_5555; 1024];
+        function.page(&mut page);
+        assert_eq!(page[..], read(&function), "{what}");
+        let mut version = function.version();
+        let mut changed = |function: &Function<Space>| {
+            core::mem::replace(&mut version, function.version()) != function.version()
+        };
+        let _ = function.write(access(0x10, Size::Four), u32::MAX);
+        assert!(changed(&function), "{what}: a BAR is written");
+        let _ = function.write(access(0x10, Size::Four), u32::MAX);
+        assert!(!changed(&function), "{what}: the same again");
+        let _ = function.write(access(0x00, Size::Four), u32::MAX);
+        let _ = function.write(access(0xffc, Size::Four), u32::MAX);
+        assert!(!changed(&function), "{what}: read-only");
+        function.set_multi_function(true);
+        assert!(changed(&function), "{what}: the bus changes");
+        function.page(&mut page);
+        assert_eq!(page[..], read(&function), "{what}");
+        let _ = function.reset();
+        assert!(changed(&function), "{what}: reset");
+        assert_eq!(function.device().0.borrow()[0x104 / 4] != 0, what == "errors", "untouched");
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn an_expansion_rom_decodes_while_both_its_enables_are_set() {
+    let rom = BarInfo { index: BarIndex::ROM, kind: BarKind::Rom, prefetchable: false, size: 0x4_0000, host: 0x1234_0000 };
+    let dwords = [(0x40, 0x0003_0001), (0x30, 0xfffc_000f)];
+    let mut function = build(space(&dwords), &[rom], Position::RootBus, Pin::Hidden).unwrap();
+    assert_eq!(dword(&function, 0x30), 0, "it starts disabled, wherever the device has it");
+    // Sized as Linux does it: without the enable bit.
+    assert_eq!(write(&mut function, 0x30, 0xffff_f800), []);
+    assert_eq!(dword(&function, 0x30), 0xfffc_0000);
+    assert_eq!(write(&mut function, 0x30, 0xffff_ffff), [], "memory decode is off");
+    assert_eq!(dword(&function, 0x30), 0xfffc_0001);
+    let range = |start| vpci::BusRange::new(BusAddress::new(start), 0x4_0000).unwrap();
+    let map = |start| Effect::MapBar { bar: BarIndex::ROM, range: range(start) };
+    let unmap = |start| Effect::UnmapBar { bar: BarIndex::ROM, range: range(start) };
+    assert_eq!(write(&mut function, 0x30, 0x1000_0000), []);
+    assert_eq!(write(&mut function, 0x04, 2), []);
+    assert_eq!(function.decoded(BarIndex::ROM), None);
+    assert_eq!(write(&mut function, 0x30, 0x1000_0001), [map(0x1000_0000)]);
+    assert_eq!(write(&mut function, 0x30, 0x1004_0001), [unmap(0x1000_0000), map(0x1004_0000)]);
+    assert_eq!(write(&mut function, 0x44, 3), [unmap(0x1004_0000)], "D3hot");
+    assert_eq!(write(&mut function, 0x44, 0), [map(0x1004_0000)]);
+    assert_eq!(write(&mut function, 0x30, 0x1004_0000), [unmap(0x1004_0000)]);
+    assert_eq!(write(&mut function, 0x30, 0x1004_0001), [map(0x1004_0000)]);
+    assert_eq!(write(&mut function, 0x04, 0), [unmap(0x1004_0000)]);
+    let pages: Vec<_> = function.pages(BarIndex::ROM).collect();
+    assert_eq!(pages, [vpci::Pages { offset: 0, host: 0x1234_0000, size: 0x4_0000 }]);
+    // It is read, in any size, and not written.
+    assert_eq!(function.read_bar(BarIndex::ROM, 0x3_ffff, 1), BarRead::Device { host: 0x1237_ffff });
+    assert_eq!(function.write_bar(BarIndex::ROM, 0, 4, 1), BarWrite::Done(Change::None));
+    assert_eq!(function.read_bar(BarIndex::ROM, 0x4_0000, 1), BarRead::Value(u64::MAX));
+    // The smallest has no page of its own.
+    let small = BarInfo { size: 0x800, ..rom };
+    let function = build(space(&dwords), &[small], Position::RootBus, Pin::Hidden).unwrap();
+    assert_eq!(function.pages(BarIndex::ROM).count(), 0);
+    let bad = BarInfo { size: 0x400, ..rom };
+    let error = build(space(&dwords), &[bad], Position::RootBus, Pin::Hidden).map(drop);
+    assert_eq!(error, Err(BuildError::Bar(BarIndex::ROM)));
+    let twice = build(space(&dwords), &[rom, rom], Position::RootBus, Pin::Hidden).map(drop);
+    assert_eq!(twice, Err(BuildError::Bar(BarIndex::ROM)));
+}
+
+/// MSI-X and a 64-bit BAR5 cannot name the ROM by accident.
+#[test]
+fn no_table_is_in_the_rom() {
+    let rom = BarInfo {
+        index: BarIndex::ROM,
+        kind: BarKind::Rom,
+        prefetchable: false,
+        size: 0x4_0000,
+        host: 0x1234_0000,
+    };
+    let dwords = [(0x40, 0x11), (0x44, 6), (0x48, 0x1006)];
+    let got = build(space(&dwords), &[rom], Position::RootBus, Pin::Hidden).map(drop);
+    assert_eq!(got, Err(BuildError::Msix));
 }
 
 #[test]
@@ -487,7 +737,7 @@ proptest! {
         while at != 0 {
             prop_assert!(at >= 0x40 && at.is_multiple_of(4) && seen.insert(at), "{:x?}", seen);
             let header = dword(&function, u16::try_from(at).unwrap());
-            prop_assert!([1, 5, 0x10, 0x11].contains(&(header & 0xff)), "{at:#x}: {header:#x}");
+            prop_assert!([1, 5, 9, 0x10, 0x11].contains(&(header & 0xff)), "{at:#x}: {header:#x}");
             at = header >> 8 & 0xff;
         }
         // Whatever is written, a reset brings the first state back, and tells of nothing twice.

@@ -130,7 +130,7 @@ impl ConfigSpace {
         let mask = !(size.max(16).next_power_of_two() - 1);
         let low = crate::machine::low(mask);
         let type_bits = match kind {
-            BarKind::Io => return Err(NoRoom),
+            BarKind::Io | BarKind::Rom => return Err(NoRoom),
             BarKind::Memory32 => 0b000,
             BarKind::Memory64 => 0b100,
         };

@@ -131,8 +131,8 @@ pub enum Mistake<'m> {
     HostMissing,
     /// A device model with a physical function.
     HostEmulated,
-    /// `allow_no_reset` on an emulated function.
-    ResetEmulated,
+    /// What only a physical function can have, on an emulated one.
+    PhysicalOnly,
     /// There is no such server.
     NoServer(&'m str),
     /// The server's target is another domain.
@@ -419,7 +419,10 @@ impl Manifest {
             report("host", Mistake::HostEmulated);
         }
         if function.allow_no_reset {
-            report("allow_no_reset", Mistake::ResetEmulated);
+            report("allow_no_reset", Mistake::PhysicalOnly);
+        }
+        if function.vendor_capabilities {
+            report("vendor_capabilities", Mistake::PhysicalOnly);
         }
     }
 
@@ -594,7 +597,7 @@ impl fmt::Display for Mistake<'_> {
             Self::HostTaken(other, slot) => write!(f, "domain {other} has it already, at {slot}; give it to one of the two"),
             Self::HostMissing            => write!(f, "vpci needs a physical function; write host = \"0000:BB:DD.F\", or name a server as backend"),
             Self::HostEmulated           => write!(f, "a server emulates the function, so it has no physical one; leave host out, or write backend = \"vpci\""),
-            Self::ResetEmulated          => write!(f, "only physical functions need it; leave it out"),
+            Self::PhysicalOnly           => write!(f, "only physical functions need it; leave it out"),
             Self::NoServer(name)         => write!(f, "no domain has a server {name}; write \"vpci\", or give the device model's domain a server of that name"),
             Self::ServerOfOther(name, target) => write!(f, "server {name} serves domain {target}; name a server whose target is this domain"),
             Self::NoTarget(name)         => write!(f, "there is no domain {name}; name the domain whose devices it models"),

@@ -83,6 +83,8 @@ pub struct Function {
     pub backend: Backend,
     /// Whether it is given away even if it cannot be reset.
     pub allow_no_reset: bool,
+    /// Whether the domain sees its vendor-specific capabilities.
+    pub vendor_capabilities: bool,
 }
 
 /// Who answers config accesses to a function.

@@ -162,7 +162,14 @@ fn read_domain(node: Node<'_>) -> Result<'_, Domain> {
 }
 
 fn read_function(node: Node<'_>) -> Result<'_, Function> {
-    known(node, &["slot", "host", "backend", "allow-no-reset"])?;
+    let names = [
+        "slot",
+        "host",
+        "backend",
+        "allow-no-reset",
+        "vendor-capabilities",
+    ];
+    known(node, &names)?;
     let backend = match node.require("backend")?.string()? {
         "vpci" => Backend::Vpci,
         name => Backend::Server(owned(name)?),
@@ -172,6 +179,7 @@ fn read_function(node: Node<'_>) -> Result<'_, Function> {
         host: optional(node, "host", number)?.map(Sbdf::from),
         backend,
         allow_no_reset: flag(node, "allow-no-reset")?,
+        vendor_capabilities: flag(node, "vendor-capabilities")?,
     })
 }
 

@@ -100,7 +100,8 @@ fn write_function(tree: &mut Writer, function: &Function) -> Result<(), WriteErr
         Backend::Vpci => tree.string("backend", "vpci")?,
         Backend::Server(name) => tree.string("backend", name)?,
     }
-    flag_if(tree, "allow-no-reset", function.allow_no_reset)
+    flag_if(tree, "allow-no-reset", function.allow_no_reset)?;
+    flag_if(tree, "vendor-capabilities", function.vendor_capabilities)
 }
 
 fn write_server(tree: &mut Writer, server: &Server) -> Result<(), WriteError> {

@@ -45,6 +45,7 @@ fn passthrough(slot: &str, host: &str) -> Function {
         host: Some(sbdf(host)),
         backend: Backend::Vpci,
         allow_no_reset: false,
+        vendor_capabilities: false,
     }
 }
 
@@ -66,6 +67,7 @@ fn system() -> Manifest {
             host: None,
             backend: Backend::Server("blk0".into()),
             allow_no_reset: false,
+            vendor_capabilities: false,
         },
     ];
     let mut disk = domain("disk", "virtio-blk");
@@ -164,6 +166,7 @@ fn an_impossible_system_is_refused_with_place_and_mend() {
         (|m| m.domains[0].functions.push(passthrough("00:03.0", "00:01.0")), "domain linux: function 0000:00:03.0: host: domain linux has it already, at 0000:00:01.0; give it to one of the two"),
         (|m| m.domains[0].functions[0].host = None, "domain linux: function 0000:00:01.0: host: vpci needs a physical function; write host = \"0000:BB:DD.F\", or name a server as backend"),
         (|m| m.domains[0].functions[1].host = Some(sbdf("00:02.0")), "domain linux: function 0000:00:02.0: host: a server emulates the function, so it has no physical one; leave host out, or write backend = \"vpci\""),
+        (|m| m.domains[0].functions[1].vendor_capabilities = true, "domain linux: function 0000:00:02.0: vendor_capabilities: only physical functions need it; leave it out"),
         (|m| m.domains[0].functions[1].allow_no_reset = true, "domain linux: function 0000:00:02.0: allow_no_reset: only physical functions need it; leave it out"),
         (|m| m.domains[0].functions[1].backend = Backend::Server("no".into()), "domain linux: function 0000:00:02.0: backend: no domain has a server no; write \"vpci\", or give the device model's domain a server of that name"),
 

@@ -37,13 +37,17 @@ fn function() -> impl Strategy<Value = Function> {
         option::of(any::<u32>()),
         backend,
         any::<bool>(),
+        any::<bool>(),
     );
-    parts.prop_map(|(slot, host, backend, allow_no_reset)| Function {
-        slot: slot.into(),
-        host: host.map(Into::into),
-        backend,
-        allow_no_reset,
-    })
+    parts.prop_map(
+        |(slot, host, backend, allow_no_reset, vendor_capabilities)| Function {
+            slot: slot.into(),
+            host: host.map(Into::into),
+            backend,
+            allow_no_reset,
+            vendor_capabilities,
+        },
+    )
 }
 
 fn server() -> impl Strategy<Value = Server> {

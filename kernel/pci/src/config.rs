@@ -84,6 +84,9 @@ pub(crate) mod header {
     pub(crate) const HEADER_TYPE: u16 = 0x0e;
     pub(crate) const BAR0: u16 = 0x10;
     pub(crate) const ROM_TYPE_0: u16 = 0x30;
+    /// Expansion ROM Base Address (section 7.5.1.2.4): the address, and the enable bit.
+    pub(crate) const ROM_ADDRESS: u32 = !0x7ff;
+    pub(crate) const ROM_ENABLE: u32 = 1;
     pub(crate) const CAPABILITIES: u16 = 0x34;
     pub(crate) const INTERRUPT_PIN: u16 = 0x3d;
 

@@ -7,6 +7,7 @@ use core::ops::Range;
 use vpci::{BarIndex, BarInfo, BarKind, BusAddress, BusRange, Sbdf};
 
 use crate::capability::{Acs, Capabilities, Express, PortKind};
+use crate::config::header;
 
 /// Where a BAR was placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +34,22 @@ pub struct Bar {
 }
 
 impl Bar {
+    /// Returns the offset of its register in config space.
+    pub(crate) fn register(&self) -> u16 {
+        match self.kind {
+            BarKind::Rom => header::ROM_TYPE_0,
+            BarKind::Io | BarKind::Memory32 | BarKind::Memory64 => {
+                header::BAR0 + 4 * u16::from(self.index.get())
+            }
+        }
+    }
+
     /// Returns what has to be known to show the BAR to a guest; `None` for memory without a place.
     pub fn info(&self) -> Option<BarInfo> {
         let host = match (self.kind, self.placement) {
             (_, Some(placement)) => placement.host,
             (BarKind::Io, None) => 0,
-            (BarKind::Memory32 | BarKind::Memory64, None) => return None,
+            (BarKind::Memory32 | BarKind::Memory64 | BarKind::Rom, None) => return None,
         };
         let Self {
             index,
@@ -76,6 +87,9 @@ pub struct Bridge {
     pub(crate) wide: bool,
 }
 
+/// The BARs that a function can have, and its expansion ROM.
+pub(crate) const BARS: usize = BarIndex::RANGES;
+
 /// What kind of header a function has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Header {
@@ -102,8 +116,8 @@ pub struct Device {
     pub revision: u8,
     /// Its kind of header.
     pub header: Header,
-    /// Its BARs, by index.
-    pub bars: [Option<Bar>; 6],
+    /// Its BARs, by index, and behind them its expansion ROM, if that has a place.
+    pub bars: [Option<Bar>; BARS],
     /// Where its capabilities are.
     pub capabilities: Capabilities,
     /// What its PCI Express capability says.
@@ -153,6 +167,13 @@ pub enum Problem {
         /// Its size.
         size: u64,
     },
+    /// There is no room for an expansion ROM; the function does without.
+    NoSpaceForRom {
+        /// The function.
+        sbdf: Sbdf,
+        /// The ROM's size.
+        size: u64,
+    },
     /// A BAR that the specification does not know.
     BadBar {
         /// The function.
@@ -170,6 +191,12 @@ impl fmt::Display for Problem {
             Self::NoBus(sbdf) => write!(f, "{sbdf}: no bus number is left for the bus behind it"),
             Self::NoSpace { sbdf, bar, size } => {
                 write!(f, "{sbdf}: disabled, no room for {size:#x} bytes of {bar}")
+            }
+            Self::NoSpaceForRom { sbdf, size } => {
+                write!(
+                    f,
+                    "{sbdf}: no room for {size:#x} bytes of expansion ROM, which is hidden"
+                )
             }
             Self::BadBar { sbdf, bar } => write!(f, "{sbdf}: {bar} is of no known kind"),
             Self::BadHeader(sbdf) => write!(f, "{sbdf}: disabled, its header is of no known type"),

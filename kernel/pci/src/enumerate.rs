@@ -11,7 +11,7 @@ use vpci::{BarIndex, BarKind, Sbdf};
 
 use crate::capability::{Acs, Capabilities, Express, PortKind};
 use crate::config::{ConfigSpace, Function, bridge, header};
-use crate::device::{Bar, Bridge, Device, Header, Hierarchy, Problem};
+use crate::device::{BARS, Bar, Bridge, Device, Header, Hierarchy, Problem};
 use crate::place::{HostBridge, place};
 use crate::{OutOfMemory, push};
 
@@ -198,9 +198,10 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
         push(&mut self.found.devices, device)
     }
 
-    /// Finds the sizes of a function's BARs, which it leaves at zero. Decode is off.
-    fn size_bars(&mut self, sbdf: Sbdf, count: usize) -> Result<[Option<Bar>; 6], OutOfMemory> {
-        let mut bars = [None; 6];
+    /// Finds the sizes of a function's BARs, which it leaves at zero, and of an endpoint's expansion
+    /// ROM. Decode is off.
+    fn size_bars(&mut self, sbdf: Sbdf, count: usize) -> Result<[Option<Bar>; BARS], OutOfMemory> {
+        let mut bars = [None; BARS];
         let mut indices = BarIndex::all().take(count);
         while let Some(index) = indices.next() {
             match size_bar(Function::new(self.config, sbdf), index, count) {
@@ -221,12 +222,32 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
                 }
             }
         }
+        if let (6, [.., rom]) = (count, &mut bars) {
+            *rom = size_rom(Function::new(self.config, sbdf));
+        }
         Ok(bars)
     }
 }
 
 /// The specification does not know such a BAR.
 struct BadBar;
+
+/// Finds the size of an expansion ROM, which is left disabled. One that asks for more than the
+/// specification allows (section 7.5.1.2.4) is none.
+fn size_rom<C: ConfigSpace + ?Sized>(function: Function<'_, C>) -> Option<Bar> {
+    const LARGEST: u64 = 1 << 24;
+    function.write32(header::ROM_TYPE_0, header::ROM_ADDRESS);
+    let sticks = u64::from(function.read32(header::ROM_TYPE_0) & header::ROM_ADDRESS);
+    function.write32(header::ROM_TYPE_0, 0);
+    let size = sticks & sticks.wrapping_neg();
+    (1..=LARGEST).contains(&size).then_some(Bar {
+        index: BarIndex::ROM,
+        kind: BarKind::Rom,
+        prefetchable: false,
+        size,
+        placement: None,
+    })
+}
 
 /// Finds the size of a BAR by what sticks of all ones (section 7.5.1.2.1).
 fn size_bar<C: ConfigSpace + ?Sized>(
@@ -337,7 +358,7 @@ impl Hierarchy {
         };
         function.write32(rom, 0);
         for bar in device.bars.iter().flatten() {
-            let offset = header::BAR0 + 4 * u16::from(bar.index.get());
+            let offset = bar.register();
             let address = bar.placement.map_or(0, |placement| placement.bus.get());
             let [b0, b1, b2, b3, upper @ ..] = address.to_le_bytes();
             function.write32(offset, u32::from_le_bytes([b0, b1, b2, b3]));
@@ -368,13 +389,18 @@ impl Hierarchy {
         let function = Function::new(config, device.sbdf);
         let command = function.read16(header::COMMAND);
         let bars = device.bars.iter().flatten().all(|bar| {
-            let offset = header::BAR0 + 4 * u16::from(bar.index.get());
+            let offset = bar.register();
             let address = bar.placement.map_or(0, |placement| placement.bus.get());
-            let low =
-                u64::from(function.read32(offset) & if bar.kind == BarKind::Io { !3 } else { !15 });
+            let mask = match bar.kind {
+                BarKind::Io => !3,
+                BarKind::Memory32 | BarKind::Memory64 => !15,
+                // The enable bit counts: it has to be off.
+                BarKind::Rom => header::ROM_ADDRESS | header::ROM_ENABLE,
+            };
+            let low = u64::from(function.read32(offset) & mask);
             let high = match bar.kind {
                 BarKind::Memory64 => u64::from(function.read32(offset + 4)),
-                BarKind::Io | BarKind::Memory32 => 0,
+                BarKind::Io | BarKind::Memory32 | BarKind::Rom => 0,
             };
             high << 32 | low == address
         });

@@ -415,7 +415,7 @@ mod tests {
             class: 0,
             revision: 0,
             header,
-            bars: [None; 6],
+            bars: [None; crate::device::BARS],
             capabilities: Capabilities::default(),
             express: kind.map(|kind| Express {
                 offset: Offset::in_function(0x40),

@@ -5,12 +5,12 @@
 //! are added up from the leaves to the root, largest alignment first, so that next to nothing is
 //! lost between them; then places are handed out from the root to the leaves. When something does
 //! not fit, the BAR in question tries the other kind of window, or its function is left out, and all
-//! is added up anew.
+//! is added up anew. Expansion ROMs get what is left then.
 
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-use vpci::{BarKind, BusAddress, BusRange};
+use vpci::{BarIndex, BarKind, BusAddress, BusRange};
 
 use crate::device::{Device, Hierarchy, Placement, Problem};
 use crate::{OutOfMemory, push};
@@ -19,6 +19,8 @@ use crate::{OutOfMemory, push};
 const PAGE: u64 = 4096;
 /// What bridges' windows are multiples of.
 const BRIDGE_UNIT: u64 = 1 << 20;
+/// Where a function's expansion ROM is among its BARs.
+const ROM: usize = BarIndex::ROM.index();
 /// One past the addresses that 32 bits reach.
 const GIB_4: u64 = 1 << 32;
 
@@ -88,7 +90,7 @@ impl Pool {
     }
 }
 
-/// A memory BAR on its way to a place.
+/// A memory BAR, or an expansion ROM, on its way to a place.
 struct Slot {
     device: usize,
     bar: usize,
@@ -128,6 +130,12 @@ pub(crate) fn place(found: &mut Hierarchy, host: &HostBridge) -> Result<(), OutO
         plan.relieve(found, owner, pool)?;
         plan.add_up(&found.devices)?;
     }
+    plan.add_roms(found)?;
+    plan.add_up(&found.devices)?;
+    while plan.hand_out_root(&found.devices, host)?.is_some() {
+        plan.leave_out_rom(found)?;
+        plan.add_up(&found.devices)?;
+    }
     plan.hand_out(&found.devices)?;
     plan.apply(&mut found.devices, host);
     Ok(())
@@ -157,7 +165,8 @@ impl Plan {
                     .all(|above| above.bridge().is_some_and(|b| b.wide))
             };
             for (bar_index, bar) in device.bars.iter().enumerate() {
-                let Some(bar) = bar.filter(|bar| bar.kind != BarKind::Io) else {
+                let Some(bar) = bar.filter(|bar| !matches!(bar.kind, BarKind::Io | BarKind::Rom))
+                else {
                     continue;
                 };
                 let wide = bar.kind == BarKind::Memory64 && has_window;
@@ -193,6 +202,32 @@ impl Plan {
             needs,
             items: Vec::new(),
         })
+    }
+
+    /// Adds the expansion ROMs of what is usable.
+    fn add_roms(&mut self, found: &mut Hierarchy) -> Result<(), OutOfMemory> {
+        for (device, found) in found.devices.iter_mut().enumerate() {
+            let Some(rom) = found.bars.get_mut(ROM) else {
+                continue;
+            };
+            if !found.usable {
+                *rom = None;
+            }
+            if let Some(rom) = rom {
+                let slot = Slot {
+                    device,
+                    bar: ROM,
+                    size: rom.size.max(PAGE),
+                    pool: Pool::Memory,
+                    other: None,
+                    address: 0,
+                };
+                push(&mut self.slots, slot)?;
+            }
+        }
+        self.slots
+            .sort_unstable_by_key(|slot| (slot.device, slot.bar));
+        Ok(())
     }
 
     fn need(&mut self, pool: Pool, bridge: usize) -> Option<&mut Need> {
@@ -391,6 +426,25 @@ impl Plan {
         }
         let (out, bar) = (slot.device, slot.bar);
         self.leave_out(found, out, bar)
+    }
+
+    /// Leaves the largest expansion ROM out: its function works without. Without any, all fits.
+    fn leave_out_rom(&mut self, found: &mut Hierarchy) -> Result<(), OutOfMemory> {
+        let roms = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.bar == ROM);
+        let Some((largest, _)) = roms.max_by_key(|(_, slot)| slot.size) else {
+            return Ok(());
+        };
+        let index = self.slots.remove(largest).device;
+        let Some(device) = found.devices.get_mut(index) else {
+            return Ok(());
+        };
+        let (sbdf, rom) = (device.sbdf, device.bars.get_mut(ROM).and_then(Option::take));
+        let size = rom.map_or(0, |rom| rom.size);
+        push(&mut found.problems, Problem::NoSpaceForRom { sbdf, size })
     }
 
     /// Leaves a function out, and everything below it.

@@ -151,6 +151,7 @@ impl system::Pci {
             "host" => span(&self.host),
             "backend" => Some(self.backend.span()),
             "allow_no_reset" => span(&self.allow_no_reset),
+            "vendor_capabilities" => span(&self.vendor_capabilities),
             _ => None,
         };
         place.unwrap_or(self.slot.span())
@@ -402,11 +403,14 @@ fn function(pci: &system::Pci) -> Function {
             "vpci" => Backend::Vpci,
             name => Backend::Server(name.into()),
         },
-        allow_no_reset: pci
-            .allow_no_reset
-            .as_ref()
-            .is_some_and(|allow| *allow.as_ref()),
+        allow_no_reset: is_set(&pci.allow_no_reset),
+        vendor_capabilities: is_set(&pci.vendor_capabilities),
     }
+}
+
+/// Returns whether a flag is there and true.
+fn is_set(flag: &Option<Spanned<bool>>) -> bool {
+    flag.as_ref().is_some_and(|flag| *flag.as_ref())
 }
 
 fn server(server: &system::Server) -> Server {

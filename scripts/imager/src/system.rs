@@ -86,6 +86,7 @@ pub(crate) struct Pci {
     pub(crate) host: Option<Spanned<FunctionName>>,
     pub(crate) backend: Spanned<String>,
     pub(crate) allow_no_reset: Option<Spanned<bool>>,
+    pub(crate) vendor_capabilities: Option<Spanned<bool>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use vpci::{
     BarIndex, BarInfo, BarKind, BusAddress, ConfigAccess, Decoder, Function, Offset,
-    PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
+    PhysicalConfig, Pin, Position, Sbdf, Setup, Size, Vendor,
 };
 
 #[path = "../../tests/check/mod.rs"]
@@ -173,11 +173,17 @@ pub fn capability_chain(data: &[u8]) {
     } else {
         Pin::Shown
     };
+    let vendor = if flags & 4 == 0 {
+        Vendor::Hidden
+    } else {
+        Vendor::Shown
+    };
     let setup = Setup {
         bars: &base.bars,
         doorbell: BusAddress::new(DOORBELL),
         position,
         pin,
+        vendor,
     };
     let Ok(mut function) = Function::new(device_of(&dwords), &setup) else {
         return;
@@ -272,13 +278,17 @@ fn bars_of(input: &mut Input<'_>, mut host: u64) -> Vec<BarInfo> {
         let [index, kind, size] = input.take();
         let kind = match kind % 8 {
             0 => BarKind::Io,
-            1..=4 => BarKind::Memory32,
+            1..=3 => BarKind::Memory32,
+            4 => BarKind::Rom,
             _ => BarKind::Memory64,
         };
         let size = 1 << (size % 38);
         host = host.next_multiple_of(size);
         bars.push(BarInfo {
-            index: BarIndex::new(index % BarIndex::COUNT).unwrap(),
+            index: match kind {
+                BarKind::Rom => BarIndex::ROM,
+                _ => BarIndex::new(index % BarIndex::COUNT).unwrap(),
+            },
             kind,
             prefetchable: size & 1 == 0,
             size,
@@ -318,7 +328,10 @@ fn place_bars(machine: &mut Machine, function: usize) {
     let mut at = LOW.0 + 0x400_0000 * (function as u64 + 1);
     for bar in bars {
         at = at.next_multiple_of(bar.size);
-        machine.write(base + 0x10 + u64::from(bar.index.get()) * 4, 4, at);
+        match bar.kind {
+            BarKind::Rom => machine.write(base + 0x30, 4, at | 1),
+            _ => machine.write(base + 0x10 + u64::from(bar.index.get()) * 4, 4, at),
+        }
         at += bar.size;
     }
     machine.write(base + 4, 2, 6);
@@ -326,7 +339,7 @@ fn place_bars(machine: &mut Machine, function: usize) {
 
 /// Loads from, or stores to, a BAR where it is now.
 fn touch_bar(machine: &mut Machine, function: usize, load: bool, input: &mut Input<'_>) {
-    let bar = usize::from(input.byte() % BarIndex::COUNT);
+    let bar = usize::from(input.byte()) % BarIndex::RANGES;
     let (offset, bytes) = (input.word(), input.bytes());
     let wanted = |decoder: &Decoder<usize>| {
         matches!(decoder, Decoder::Bar { function: id, bar: index }

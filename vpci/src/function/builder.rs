@@ -5,18 +5,40 @@
 
 use super::{
     Action, Bar, BuildError, COMMAND, Cell, Function, INITIATE_FLR, MsiModel, MsixModel, Pin,
-    Position, Row, Setup, halves,
+    Position, ROM_ENABLE, Row, Setup, Vendor, halves,
 };
 use crate::bar::BarKind;
 use crate::capability::{self, Capability, extended, id};
 use crate::msi::{self, Msi};
 use crate::msix::{self, Layout};
-use crate::register::{Register, Table};
+use crate::register::Register;
 use crate::{BarIndex, BarInfo, Offset, PhysicalConfig, tables};
+
+// What the tables come to, without their names.
+static HEADER: [Register; 16] = tables::HEADER.registers();
+static PIN: [Register; 16] = tables::PIN.registers();
+static POWER: [Register; 2] = tables::POWER.registers();
+static MSIX: [Register; 3] = tables::MSIX.registers();
+static VENDOR: [Register; 1] = tables::VENDOR.registers();
+static EXPRESS: [Register; 15] = tables::EXPRESS.registers();
+static LINK: [Register; 15] = tables::LINK.registers();
+static ERRORS: [Register; 11] = tables::ERRORS.registers();
+static SERIAL_NUMBER: [Register; 3] = tables::SERIAL_NUMBER.registers();
+static ARI: [Register; 2] = tables::ARI.registers();
+static LATENCY: [Register; 2] = tables::LATENCY.registers();
+
+/// A dword of which all is shown, as it was when the function was built.
+const COPIED: Register = Register {
+    copied: u32::MAX,
+    ..Register::HIDDEN
+};
 
 /// Registers of the header, by number of the dword, and a bit of Status.
 const CAPABILITIES_POINTER: usize = 0x34 / 4;
 const CAPABILITIES_LIST: u32 = 1 << 20;
+
+/// Where the chain of extended capabilities begins.
+const EXTENDED_START: u16 = 0x100;
 
 /// In the power management capability: D3hot keeps the state, as the model does.
 const NO_SOFT_RESET: u32 = 1 << 3;
@@ -24,8 +46,26 @@ const NO_SOFT_RESET: u32 = 1 << 3;
 /// Function Level Reset Capability in Device Capabilities, section 7.5.3.3.
 const FLR_CAPABLE: u32 = 1 << 28;
 
+/// Device Capabilities 2 and Device Control 2 in the PCI Express capability, by number of the dword;
+/// bits of the former, and those of the latter that are zero without them. Sections 7.5.3.15 and
+/// 7.5.3.16.
+const DEVICE_CAPABILITIES_2: usize = 0x24 / 4;
+const DEVICE_CONTROL_2: usize = 0x28 / 4;
+const CONTROLS_2: [(u32, u32); 3] = [
+    (0x00f, 0x00f), // completion timeout ranges, value
+    (0x010, 0x010), // completion timeout disable
+    (0x800, 0x400), // LTR
+];
+
 /// Device Control after a reset: relaxed ordering and no snoop on, 512 byte reads. Section 7.5.3.4.
 const DEVICE_CONTROL_RESET: u32 = 0x2810;
+
+/// Vendor of virtio devices, their Device IDs, and the type of the capability that is a window to
+/// all BARs: what is read and written in config space there is read and written in a BAR (virtio
+/// 1.2, sections 4.1.2.1 and 4.1.4.9).
+const VIRTIO_VENDOR: u32 = 0x1af4;
+const VIRTIO_DEVICES: core::ops::RangeInclusive<u32> = 0x1000..=0x107f;
+const VIRTIO_WINDOW: u32 = 5;
 
 /// Makes the cells and rows of a function that has none yet.
 pub(super) fn build<P: PhysicalConfig>(
@@ -42,7 +82,10 @@ struct Builder<'a, P> {
     taken: [u64; 16],
     /// The dword and the shift at which the pointer to the next capability goes.
     link: (usize, u32),
+    /// The extended capability that was shown last.
+    extended: Option<u16>,
     express: bool,
+    has_link: bool,
 }
 
 impl<'a, P: PhysicalConfig> Builder<'a, P> {
@@ -51,16 +94,18 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             function,
             taken: [0; 16],
             link: (CAPABILITIES_POINTER, 0),
+            extended: None,
             express: false,
+            has_link: false,
         }
     }
 
     fn build(mut self, setup: &Setup<'_>) -> Result<(), BuildError> {
-        self.take(0, &tables::HEADER);
-        self.lay(0, &tables::HEADER)?;
+        self.take(0, HEADER.len());
+        self.lay(0, &HEADER)?;
         self.act(COMMAND, Action::Effects);
         if setup.pin == Pin::Shown {
-            self.lay(0, &tables::PIN)?;
+            self.lay(0, &PIN)?;
         }
         for info in setup.bars {
             self.add_bar(*info)?;
@@ -72,35 +117,42 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             *slot = Some(found);
         }
         for found in chain.into_iter().flatten() {
-            self.add_capability(found, setup.position)?;
+            self.add_capability(found, setup)?;
         }
         if self.express {
-            self.add_serial_number()?;
+            self.add_extended()?;
         }
         for cell in &self.function.cells {
             let row = usize::from(cell.row).wrapping_sub(1);
             if let Some(row) = self.function.rows.get_mut(row) {
                 row.reset = cell.value;
             }
+            self.function.live |= cell.live;
         }
         Ok(())
     }
 
     /// Takes the dwords of a structure; `false` if it does not fit or another one has any of them.
-    fn take(&mut self, base: u16, table: &Table) -> bool {
-        let (first, last) = (base / 4, (base + table.size) / 4);
-        let end = if base < 0x100 { 0x100 } else { Offset::SPACE };
-        if base + table.size > end {
+    fn take(&mut self, base: u16, dwords: usize) -> bool {
+        let first = usize::from(base / 4);
+        let end = if base < EXTENDED_START {
+            EXTENDED_START
+        } else {
+            Offset::SPACE
+        };
+        if first + dwords > usize::from(end / 4) {
             return false;
         }
-        let bits = |dword: u16| (usize::from(dword / 64), 1_u64 << (dword % 64));
-        for dword in first..last {
+        let range = first..first + dwords;
+        let bits = |dword: usize| (dword / 64, 1_u64 << (dword % 64));
+        let is_taken = |dword| {
             let (word, bit) = bits(dword);
-            if self.taken.get(word).is_none_or(|word| word & bit != 0) {
-                return false;
-            }
+            self.taken.get(word).is_none_or(|word| word & bit != 0)
+        };
+        if range.clone().any(is_taken) {
+            return false;
         }
-        for dword in first..last {
+        for dword in range {
             let (word, bit) = bits(dword);
             if let Some(word) = self.taken.get_mut(word) {
                 *word |= bit;
@@ -110,19 +162,18 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
     }
 
     /// Makes the cells of a structure at `base`, or adds to those that are there.
-    fn lay(&mut self, base: u16, table: &Table) -> Result<(), BuildError> {
-        for offset in (0..table.size).step_by(4) {
-            let register = table.register(offset);
-            if register == Register::HIDDEN {
+    fn lay(&mut self, base: u16, registers: &[Register]) -> Result<(), BuildError> {
+        for (offset, register) in (base..).step_by(4).zip(registers) {
+            if *register == Register::HIDDEN {
                 continue;
             }
             let copied = match register.copied {
                 0 => 0,
-                mask => capability::dword(&self.function.device, base + offset) & mask,
+                mask => capability::dword(&self.function.device, offset) & mask,
             };
-            let index = usize::from((base + offset) / 4);
+            let index = usize::from(offset / 4);
             self.cell(index)?.value |= copied;
-            self.add_masks(index, register)?;
+            self.add_masks(index, *register)?;
         }
         Ok(())
     }
@@ -194,6 +245,11 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
         }
         let (low, high) = halves(info.address_mask());
         let index = info.index.dword();
+        let low = if info.kind == BarKind::Rom {
+            low | ROM_ENABLE
+        } else {
+            low
+        };
         self.cell(index)?.value = info.type_bits();
         self.add_masks(index, Register::kept(low, 0))?;
         self.act(index, Action::Effects);
@@ -205,31 +261,66 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
     }
 
     /// Shows a capability, if it is one on the list, the first of its kind, and whole.
-    fn add_capability(&mut self, found: Capability, position: Position) -> Result<(), BuildError> {
+    fn add_capability(&mut self, found: Capability, setup: &Setup<'_>) -> Result<(), BuildError> {
         match u8::try_from(found.id) {
             Ok(id::POWER) => self.add_power(found.offset),
             Ok(id::MSI) => self.add_msi(found.offset),
             Ok(id::MSIX) => self.add_msix(found.offset),
-            Ok(id::EXPRESS) => self.add_express(found.offset, position),
+            Ok(id::EXPRESS) => self.add_express(found.offset, setup.position),
+            Ok(id::VENDOR) if setup.vendor == Vendor::Shown => self.add_vendor(found.offset),
             _ => Ok(()),
         }
     }
 
     /// Shows the registers of a capability and links it into the chain; `false` if it has no room.
-    fn show(&mut self, base: u16, table: &Table) -> Result<bool, BuildError> {
-        if !self.take(base, table) {
+    fn show(&mut self, base: u16, registers: &[Register]) -> Result<bool, BuildError> {
+        if !self.take(base, registers.len()) {
             return Ok(false);
         }
-        self.lay(base, table)?;
+        self.lay(base, registers)?;
+        self.link(base)?;
+        Ok(true)
+    }
+
+    /// Links a capability into the chain.
+    fn link(&mut self, base: u16) -> Result<(), BuildError> {
         let (index, shift) = self.link;
         self.cell(index)?.value |= u32::from(base) << shift;
         self.cell(COMMAND)?.value |= CAPABILITIES_LIST;
         self.link = (usize::from(base / 4), 8);
-        Ok(true)
+        Ok(())
+    }
+
+    /// Shows a vendor-specific capability as it is now. There may be several.
+    fn add_vendor(&mut self, base: u16) -> Result<(), BuildError> {
+        let [identity, header] =
+            [0, base].map(|offset| capability::dword(&self.function.device, offset));
+        let is_virtio =
+            identity & 0xffff == VIRTIO_VENDOR && VIRTIO_DEVICES.contains(&(identity >> 16));
+        if is_virtio && header >> 24 == VIRTIO_WINDOW {
+            return Ok(());
+        }
+        // The length is in bytes, and counts what was just read.
+        let length = header >> 16 & 0xff;
+        let (whole, rest) = ((length / 4) as usize, length % 4);
+        let dwords = whole + usize::from(rest != 0);
+        if whole == 0 || !self.take(base, dwords) {
+            return Ok(());
+        }
+        self.lay(base, &VENDOR)?;
+        for (offset, index) in (base + 4..).step_by(4).zip(1..dwords) {
+            let copied = if index < whole {
+                u32::MAX
+            } else {
+                (1 << (rest * 8)) - 1
+            };
+            self.lay(offset, &[Register { copied, ..COPIED }])?;
+        }
+        self.link(base)
     }
 
     fn add_power(&mut self, base: u16) -> Result<(), BuildError> {
-        if self.function.power.is_some() || !self.show(base, &tables::POWER)? {
+        if self.function.power.is_some() || !self.show(base, &POWER)? {
             return Ok(());
         }
         let index = usize::from(base / 4) + 1;
@@ -241,11 +332,11 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
 
     fn add_msi(&mut self, base: u16) -> Result<(), BuildError> {
         let form = msi::Form::decode(capability::dword(&self.function.device, base));
-        if self.function.msi.is_some() || !self.show(base, form.table())? {
+        if self.function.msi.is_some() || !self.show(base, form.registers())? {
             return Ok(());
         }
         let first = usize::from(base / 4);
-        for index in first..first + usize::from(form.table().size / 4) {
+        for index in first..first + form.registers().len() {
             self.act(index, Action::Effects);
         }
         if let Some((mask, bits)) = form.mask_bits() {
@@ -265,7 +356,7 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
     }
 
     fn add_msix(&mut self, base: u16) -> Result<(), BuildError> {
-        if self.function.msix.is_some() || !self.show(base, &tables::MSIX)? {
+        if self.function.msix.is_some() || !self.show(base, &MSIX)? {
             return Ok(());
         }
         let [control, table, pending] =
@@ -304,27 +395,19 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             _ => return Ok(()),
         };
         // Version 1 ends with the registers that its kind of function has.
-        let size = match (version, physical) {
-            (0 | 1, INTEGRATED_ENDPOINT) => 0x0c,
-            (0 | 1, _) => 0x14,
-            _ => tables::EXPRESS.size,
+        let dwords = match (version, physical) {
+            (0 | 1, INTEGRATED_ENDPOINT) => 0x0c / 4,
+            (0 | 1, _) => 0x14 / 4,
+            _ => EXPRESS.len(),
         };
-        let table = Table {
-            size,
-            ..tables::EXPRESS
-        };
-        if self.express || !self.show(base, &table)? {
+        let registers = EXPRESS.get(..dwords).unwrap_or(&EXPRESS);
+        if self.express || !self.show(base, registers)? {
             return Ok(());
         }
         self.express = true;
         if position == Position::BelowPort && physical != INTEGRATED_ENDPOINT {
-            self.lay(
-                base,
-                &Table {
-                    size,
-                    ..tables::LINK
-                },
-            )?;
+            self.has_link = true;
+            self.lay(base, LINK.get(..dwords).unwrap_or(&LINK))?;
         }
         let first = usize::from(base / 4);
         self.cell(first)?.value |= kind << 20;
@@ -337,24 +420,60 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
                 row.register.rw &= !INITIATE_FLR;
             }
         }
+        let capabilities = self.function.dword(first + DEVICE_CAPABILITIES_2);
+        if let (true, Some(row)) = (
+            dwords > DEVICE_CONTROL_2,
+            self.row(first + DEVICE_CONTROL_2),
+        ) {
+            for (supported, controls) in CONTROLS_2 {
+                if capabilities & supported == 0 {
+                    row.register.rw &= !controls;
+                }
+            }
+        }
         Ok(())
     }
 
-    /// Shows the serial number, the only extended capability so far. If it is not the first, a
-    /// capability without registers leads to it: the chain has to begin at 0x100.
-    fn add_serial_number(&mut self) -> Result<(), BuildError> {
-        const START: u16 = 0x100;
-        let mut chain = capability::walk_extended(&self.function.device);
-        let Some(found) = chain.find(|found| found.id == extended::SERIAL_NUMBER) else {
-            return Ok(());
-        };
-        drop(chain);
-        if !self.take(found.offset, &tables::SERIAL_NUMBER) {
-            return Ok(());
+    /// Shows the extended capabilities that are on the list: the first of each kind, in the order of
+    /// the device's chain.
+    fn add_extended(&mut self) -> Result<(), BuildError> {
+        let mut shown: [Option<(Capability, &[Register])>; 4] = [None; 4];
+        for found in capability::walk_extended(&self.function.device) {
+            let registers: &[Register] = match found.id {
+                extended::ERRORS => &ERRORS,
+                extended::SERIAL_NUMBER => &SERIAL_NUMBER,
+                extended::ARI if self.has_link => &ARI,
+                extended::LATENCY if self.has_link => &LATENCY,
+                _ => continue,
+            };
+            let is_same = |(other, _): &(Capability, _)| other.id == found.id;
+            let is_known = shown.iter().flatten().any(is_same);
+            let free = shown.iter_mut().find(|slot| slot.is_none());
+            if let (false, Some(slot)) = (is_known, free) {
+                *slot = Some((found, registers));
+            }
         }
-        self.lay(found.offset, &tables::SERIAL_NUMBER)?;
-        if found.offset != START {
-            self.cell(usize::from(START / 4))?.value = u32::from(found.offset) << 20;
+        for (found, registers) in shown.into_iter().flatten() {
+            if !self.take(found.offset, registers.len()) {
+                continue;
+            }
+            self.lay(found.offset, registers)?;
+            self.link_extended(found.offset)?;
+            if found.id == extended::ARI {
+                let index = usize::from(found.offset / 4) + 1;
+                self.cell(index)?;
+                self.function.ari = Some(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Links an extended capability into its chain, which begins at 0x100: if nothing is shown there,
+    /// a capability without registers leads on (PCI Code and ID Assignment Specification, ID 0000h).
+    fn link_extended(&mut self, base: u16) -> Result<(), BuildError> {
+        let before = self.extended.replace(base).unwrap_or(EXTENDED_START);
+        if before != base {
+            self.cell(usize::from(before / 4))?.value |= u32::from(base) << 20;
         }
         Ok(())
     }

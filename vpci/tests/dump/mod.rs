@@ -7,10 +7,8 @@ use vpci::{BarIndex, BarInfo, BarKind};
 pub(crate) struct Dump {
     /// All 4 KiB; for a conventional function those from 0x100 on are ones, as its bus answers.
     pub(crate) dwords: Vec<u32>,
-    /// Its BARs, but for the ROM's.
+    /// Its BARs and its expansion ROM.
     pub(crate) bars: Vec<BarInfo>,
-    /// Size of its expansion ROM; 0 if it has none.
-    pub(crate) rom: u64,
 }
 
 /// Reads a dump. Its BARs are placed one after the other from `host` on, as EL2 places them.
@@ -18,16 +16,16 @@ pub(crate) fn parse(text: &str, host: u64) -> Dump {
     let mut dump = Dump {
         dwords: vec![0; 1024],
         bars: Vec::new(),
-        rom: 0,
     };
     let mut host = host;
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let words: Vec<&str> = line.split(' ').collect();
         match words.as_slice() {
             ["conventional"] => dump.dwords[0x40..].fill(u32::MAX),
-            ["bar", "rom", _, size] => dump.rom = hex(size),
             ["bar", index, kind, size, rest @ ..] => {
+                let rom = *index == "rom";
                 let kind = match *kind {
+                    _ if rom => BarKind::Rom,
                     "io" => BarKind::Io,
                     "memory32" => BarKind::Memory32,
                     "memory64" => BarKind::Memory64,
@@ -36,7 +34,11 @@ pub(crate) fn parse(text: &str, host: u64) -> Dump {
                 let size = hex(size);
                 host = host.next_multiple_of(size.max(0x1000));
                 dump.bars.push(BarInfo {
-                    index: BarIndex::new(index.parse().unwrap()).unwrap(),
+                    index: if rom {
+                        BarIndex::ROM
+                    } else {
+                        BarIndex::new(index.parse().unwrap()).unwrap()
+                    },
                     kind,
                     prefetchable: rest.contains(&"prefetchable"),
                     size,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use vpci::{
     BarIndex, BarInfo, BarKind, BarRead, BarWrite, BuildError, Bus, BusAddress, BusRange, Change,
     Claimed, ConfigAccess, Decoder, Effect, Emulated, Function, Message, Offset, Owner, PAGE,
-    PhysicalConfig, Pin, Position, Released, Sbdf, Setup, Size,
+    PhysicalConfig, Pin, Position, Released, Sbdf, Setup, Size, Vendor,
 };
 
 /// Where the domain's functions send their MSIs.
@@ -188,10 +188,11 @@ impl Machine {
             doorbell: BusAddress::new(DOORBELL),
             position: Position::RootBus,
             pin: Pin::Hidden,
+            vendor: Vendor::Hidden,
         };
         let function = Function::new(device, &setup)?;
         let id = self.functions.len();
-        self.bus.memory.reserve(6).unwrap();
+        self.bus.memory.reserve(BarIndex::RANGES).unwrap();
         self.bus.insert(sbdf, Owner::Vpci(id)).unwrap();
         self.functions.push(Assigned {
             sbdf,

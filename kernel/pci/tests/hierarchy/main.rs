@@ -477,6 +477,81 @@ fn strange_functions_are_survived() {
     assert!(device(&found, "00:03.0").bars[0].is_some_and(|bar| bar.placement.is_some()));
 }
 
+/// An expansion ROM has a place, and stays disabled.
+#[test]
+fn expansion_roms_are_placed_and_disabled() {
+    let with_rom = |size| Node::endpoint(1, 2, 0x020000).bar(0, 0, 0x2000).rom(size);
+    let below = root_port().with(0, 0, with_rom(0x4_0000));
+    let machine = Machine::new(
+        0,
+        vec![
+            ((1, 0), with_rom(0x800).left(0x30, &[1, 0, 0, 0xfe])),
+            ((2, 0), below),
+            ((3, 0), with_rom(1 << 25)),
+        ],
+    );
+    let found = enumerate(&machine, &host()).expect("memory");
+    check_placement(&machine, &found, &host());
+    let rom = |sbdf: &str| {
+        let rom = device(&found, sbdf).bars[6];
+        rom.map(|rom| (rom.index, rom.kind, rom.size, rom.placement.is_some()))
+    };
+    let expected = |size| Some((BarIndex::ROM, BarKind::Rom, size, true));
+    assert_eq!(rom("00:01.0"), expected(0x800));
+    assert_eq!(rom("01:00.0"), expected(0x4_0000));
+    assert_eq!(rom("00:02.0"), None, "a bridge's is not used");
+    assert_eq!(rom("00:03.0"), None, "more than there may be");
+    for sbdf in ["00:01.0", "01:00.0"] {
+        let device = device(&found, sbdf);
+        let placed = device.bars[6].and_then(|rom| rom.info()).expect("placed");
+        let register = machine.at(device.sbdf, |node| node.dword(0x30));
+        assert_eq!(register.map(u64::from), Some(placed.host), "{sbdf}");
+    }
+}
+
+/// Where there is little room, ROMs go first.
+#[test]
+fn a_function_works_without_room_for_its_rom() {
+    let mut host = host();
+    host.windows.truncate(1);
+    let node = || {
+        Node::endpoint(1, 2, 0x020000)
+            .bar(0, 0, 1 << 27)
+            .rom(1 << 24)
+    };
+    let root = (1..=8).map(|device| ((device, 0), node())).collect();
+    let machine = Machine::new(0, root);
+    let found = enumerate(&machine, &host).expect("memory");
+    check_placement(&machine, &found, &host);
+    let usable: Vec<_> = found
+        .devices()
+        .iter()
+        .filter(|device| device.usable)
+        .collect();
+    assert_eq!(usable.len(), 5, "of 128 MiB each, in 751 MiB");
+    let roms = usable.iter().filter(|device| device.bars[6].is_some());
+    assert_eq!(roms.count(), 5, "the rest is enough for these");
+    // A sixth that fits leaves too little.
+    let node = |bar| Node::endpoint(1, 2, 0x020000).bar(0, 0, bar).rom(1 << 24);
+    let root = [27, 27, 27, 27, 27, 26, 24, 24];
+    let root = root
+        .into_iter()
+        .zip(1..)
+        .map(|(bar, device)| ((device, 0), node(1 << bar)));
+    let machine = Machine::new(0, root.collect());
+    let found = enumerate(&machine, &host).expect("memory");
+    check_placement(&machine, &found, &host);
+    assert!(found.devices().iter().all(|device| device.usable));
+    let roms = found
+        .devices()
+        .iter()
+        .filter(|device| device.bars[6].is_some());
+    assert_eq!((roms.count(), found.problems().len()), (0, 8));
+    let without_rom = |problem: &&Problem| matches!(problem, Problem::NoSpaceForRom { .. });
+    let problem = found.problems().iter().find(without_rom).expect("one");
+    assert!(problem.to_string().contains("expansion ROM"));
+}
+
 /// As QEMU's devices arrive at its SMMU and its ITS.
 #[test]
 #[rustfmt::skip]

@@ -7,7 +7,8 @@ use super::{check_placement, downstream, host, root_port, upstream};
 use pci::enumerate;
 
 fn endpoint() -> impl Strategy<Value = Node> {
-    prop::collection::vec((0u32..5, 4u32..30), 0..4).prop_map(|bars| {
+    let bars = prop::collection::vec((0u32..5, 4u32..30), 0..4);
+    (bars, prop::option::of(11u32..25)).prop_map(|(bars, rom)| {
         let mut node = Node::endpoint(0x1234, 0x5678, 0x020000);
         let mut index = 0;
         for (kind, size) in bars {
@@ -16,6 +17,9 @@ fn endpoint() -> impl Strategy<Value = Node> {
                 node = node.bar(index, flags, 1 << size);
             }
             index += if flags & 7 == 4 { 2 } else { 1 };
+        }
+        if let Some(size) = rom {
+            node = node.rom(1 << size);
         }
         node
     })

@@ -62,7 +62,6 @@ impl Node {
         node.put(0x02, &device.to_le_bytes(), 0);
         node.put(0x04, &[0, 0], 0xff);
         node.put(0x08, &(class << 8).to_le_bytes(), 0);
-        node.put(0x30, &[0; 4], 0xff);
         node
     }
 
@@ -105,6 +104,13 @@ impl Node {
             let high = ((mask >> 32) as u32).to_le_bytes();
             self.writable[0x14 + 4 * index..][..4].copy_from_slice(&high);
         }
+        self
+    }
+
+    /// Adds an expansion ROM.
+    pub(crate) fn rom(mut self, size: u64) -> Self {
+        let mask = !(size as u32 - 1) | 1;
+        self.writable[0x30..0x34].copy_from_slice(&mask.to_le_bytes());
         self
     }
 
@@ -306,7 +312,7 @@ impl Node {
         found
     }
 
-    /// Returns which BAR of the function answers at an address, if memory decode is on.
+    /// Returns which BAR of the function, or its ROM as the seventh, answers at an address.
     fn answers(&self, address: u64) -> Option<u8> {
         let is_bridge = self.space[0x0e] & 0x7f == 1;
         let mut index = 0;
@@ -329,7 +335,11 @@ impl Node {
             }
             index += if wide { 2 } else { 1 };
         }
-        None
+        // The expansion ROM, if it were enabled.
+        let field = |from: &[u8]| u32::from_le_bytes(from[0x30..0x34].try_into().expect("four"));
+        let (mask, base) = (field(&self.writable) & !1, field(&self.space) & !1);
+        let is_there = !is_bridge && mask != 0 && base != 0;
+        (is_there && address & (!0 << 32 | u64::from(mask)) == base.into()).then_some(6)
     }
 
     /// Returns whether the bridge, if it is one and is on, forwards an address to the bus below.

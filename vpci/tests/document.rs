@@ -1,0 +1,157 @@
+//! Writes the tables out as a page of documentation, and sees that the stored one is up to date.
+//!
+//! `ISTHMUS_BLESS=1 cargo test --package vpci --test document` writes it anew.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::{env, fs};
+
+use vpci::register::{Access, Field, Table};
+use vpci::tables;
+
+const INTRODUCTION: &str = "\
+# Config space of passed-through functions
+
+What a guest finds in the config space of a function that it has, field by field. This page is written by
+`ISTHMUS_BLESS=1 cargo test --package vpci --test document` from the tables in `vpci/src/tables.rs`, of which the
+behaviour comes too; do not edit it. Sections are those of the PCI Express Base Specification, revision 6.0.
+
+| the guest | means |
+|---|---|
+| reads it | the device's value, read once when the function is assigned; writes do nothing |
+| reads EL2's | EL2's value; writes do nothing |
+| keeps it | kept for the guest and never passed on; zero after a reset, or what the specification says |
+| sets it | kept for the guest, and EL2 acts on it |
+| sets the address | bits above the size are the guest's and EL2 acts on them, those below are EL2's |
+| sees it live | each read goes to the device; writes do nothing |
+| does not see it | reads as zero; writes do nothing |
+
+Nothing that a guest writes to config space reaches the device as it was written, and no field is cleared by a one.
+Capabilities that are not on this page are left out of the chain, and so is a second one of the same kind (but for
+the vendor-specific ones), one that overlaps another structure, and one that ends outside of its part of config space.
+Never shown are SR-IOV, ATS, PRI, PASID, ACS, Resizable BAR and VPD: each would let a guest change what isolates it or
+what EL2 has set up.
+
+The extended chain begins at 100h. If what the device has there is not shown, a capability with ID 0000h stands there
+and leads on.
+
+A function none of whose fields is seen live reads the same until the guest writes to it, or EL2 changes what is on its
+bus: its page of config space may then be read without EL2.
+";
+
+const ADDRESSES: &str = "
+## What base address registers do
+
+- A BAR's bits below its size are fixed; the rest are the guest's to write, with memory decode on or off, in any order
+  and by any bytes. Sizing works as section 7.5.1.2.1 says.
+- A 64-bit BAR is where both halves together say. Between the writes of its halves it is where the one new and the one
+  old half lead: outside the bridge's windows as a rule, and so nowhere.
+- I/O BARs read as zero. The function's memory BARs have to be enough for its driver.
+- The expansion ROM decodes while Memory Space Enable and its own enable bit are both set, is read-only, and its enable
+  bit is set in the device just as long. A function may use one decoder for its ROM and its BARs; what that
+  means for its BARs meanwhile is then as on hardware (7.5.1.2.4).
+- A range outside the bridge's windows, or only partly inside one of them, is decoded by nobody: so RAM, the interrupt
+  controller and what else a domain has are out of reach.
+- Two BARs that overlap: the specification leaves open who answers. Here the one that came first keeps its whole range,
+  and the other one waits until no one has any of it. (QEMU's bridge lets the newer one answer where they overlap. It
+  is not followed in this: no write to one function shall change what another one decodes.)
+- What is mapped are whole pages that hold nothing but the BAR, without those of MSI-X table and pending bits. Accesses
+  to the rest trap: to BARs smaller than a page, and to registers beside an MSI-X table. They go to the device in the
+  size in which they were made.
+- Reads past the end of a BAR within its last page give all ones.
+
+## What MSIs do
+
+- The device gets EL2's address and data. A vector is live when the guest's address is the domain's doorbell; aimed
+  elsewhere it stays masked in the device, and the attempt is logged.
+- A vector that the guest masks is masked in the device, which keeps it pending, and sends it when it is unmasked.
+  Messages that were on their way still arrive. Pending bits are the device's.
+- The function mask and both enable bits are the device's, too.
+- MSI with several vectors: the guest's data with its lowest bits replaced by the vector's number, as 7.7.1.5 says.
+";
+
+const fn meaning(access: Access) -> &'static str {
+    match access {
+        Access::ReadOnly => "reads it",
+        Access::Fixed => "reads EL2's",
+        Access::Writable => "keeps it",
+        Access::Emulated => "sets it",
+        Access::Address => "sets the address",
+        Access::Live => "sees it live",
+        Access::Hidden => "does not see it",
+    }
+}
+
+/// Returns where a field is, as the specification writes it: byte offset, and bits of the dword.
+fn place(field: &Field) -> (String, String) {
+    let mut bits = vec![];
+    let mut rest = field.mask;
+    while rest != 0 {
+        let top = 31 - rest.leading_zeros();
+        let ones = (rest << (31 - top)).leading_ones();
+        let bottom = top + 1 - ones;
+        bits.push(if ones == 1 {
+            format!("{top}")
+        } else {
+            format!("{top}:{bottom}")
+        });
+        rest &= (1_u32 << bottom) - 1;
+    }
+    (format!("{:02x}h", field.offset), bits.join(", "))
+}
+
+fn structure(page: &mut String, table: &Table) {
+    let (name, section) = (table.name, table.section);
+    writeln!(page, "\n## {name}\n\nSection {section}.\n").unwrap();
+    writeln!(
+        page,
+        "| offset | bits | section | field | the guest | why |"
+    )
+    .unwrap();
+    writeln!(page, "|---|---|---|---|---|---|").unwrap();
+    for field in table.fields {
+        let (offset, bits) = place(field);
+        let (section, name, why) = (field.section, field.name, field.why);
+        let meaning = meaning(field.access);
+        writeln!(
+            page,
+            "| {offset} | {bits} | {section} | {name} | {meaning} | {why} |"
+        )
+        .unwrap();
+    }
+}
+
+#[test]
+fn the_page_about_config_space_is_what_the_tables_say() {
+    let mut page = String::from(INTRODUCTION);
+    for table in tables::ALL {
+        structure(&mut page, table);
+    }
+    page.push_str(ADDRESSES);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel/docs/config-space.md");
+    if env::var_os("ISTHMUS_BLESS").is_some() {
+        fs::write(&path, &page).unwrap();
+    }
+    let stored = fs::read_to_string(&path).unwrap();
+    assert!(
+        stored == page,
+        "{} is out of date; the first lines of this test say how to write it anew",
+        path.display()
+    );
+}
+
+#[test]
+fn bits_are_written_as_ranges_from_the_top() {
+    let field = |mask| Field {
+        mask,
+        ..tables::HEADER.fields[0]
+    };
+    #[rustfmt::skip]
+    let cases = [
+        (0xffff_ffff, "31:0"), (0x0000_0001, "0"), (0x8000_0000, "31"), (0x0000_8100, "15, 8"),
+        (0xf800_0000, "31:27"), (0x0000_f1c1, "15:12, 8:6, 0"),
+    ];
+    for (mask, bits) in cases {
+        assert_eq!(place(&field(mask)).1, bits, "{mask:#x}");
+    }
+}
