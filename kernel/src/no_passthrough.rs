@@ -65,7 +65,7 @@ impl Assigned {
         match *self {}
     }
 
-    pub(crate) fn act(&self, _domain: &Domain, _effect: Effect) {
+    pub(crate) fn act(&mut self, _domain: &Domain, _effect: Effect) {
         match *self {}
     }
 
@@ -81,7 +81,7 @@ impl Assigned {
         match *self {}
     }
 
-    pub(crate) fn start_reset(&self, _domain: &Domain) -> Option<Reset> {
+    pub(crate) fn start_reset(&mut self, _domain: &Domain) -> Option<Reset> {
         match *self {}
     }
 

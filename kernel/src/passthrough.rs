@@ -56,6 +56,10 @@ pub(crate) struct Assigned {
     /// Its pin's place among the domain's, and the machine's line and the domain's SPI that it has.
     pin: Option<intx::Key>,
     wiring: Option<Wiring>,
+    /// MSI as the device has it.
+    msi: vpci::Msi,
+    /// Whether the attempt to aim an MSI elsewhere was logged since the last reset.
+    has_misdirected: bool,
 }
 
 /// Why a function was not assigned.
@@ -217,6 +221,7 @@ impl Assigned {
         match taken {
             Ok(mut assigned) => {
                 assigned.enable(domain);
+                assigned.mask_vectors();
                 Ok(assigned)
             }
             Err(error) => {
@@ -274,7 +279,7 @@ impl Assigned {
             // Its interrupts would be shown and never come.
             _ => return Err(AssignError::Vectors(VectorError::NoIts)),
         };
-        Ok(Self {
+        let assigned = Self {
             slot: config.slot,
             index,
             model,
@@ -286,7 +291,13 @@ impl Assigned {
                 line,
                 spi: intx::spi([config.slot.device()], pin),
             }),
-        })
+            msi: vpci::Msi::OFF,
+            has_misdirected: false,
+        };
+        // Without a reset they may be on.
+        assigned.set_msix(physical, false, false);
+        assigned.stop_msi(physical);
+        Ok(assigned)
     }
 
     /// Returns where the domain sees it.
@@ -330,7 +341,7 @@ impl Assigned {
     }
 
     /// Carries out an effect that concerns the function alone.
-    pub(crate) fn act(&self, domain: &Domain, effect: Effect) {
+    pub(crate) fn act(&mut self, domain: &Domain, effect: Effect) {
         let Some(physical) = physical::get() else {
             return;
         };
@@ -360,13 +371,17 @@ impl Assigned {
         let _ = self.model.reset();
     }
 
-    /// Starts the reset of the device, if it has one. It is left alone until `enable`.
-    pub(crate) fn start_reset(&self, domain: &Domain) -> Option<Reset> {
+    /// Starts the reset of the device, if it has one. It is left alone until `enable`, and messages
+    /// that are on their way no longer lead anywhere.
+    pub(crate) fn start_reset(&mut self, domain: &Domain) -> Option<Reset> {
         if let Some(pin) = self.pin {
             domain.pins.stop(pin, domain.drive());
         }
-        let found = &physical::get()?.found;
-        self.reset.map(|method| found.reset(self.index, method))
+        let physical = physical::get()?;
+        self.unroute(physical);
+        self.has_misdirected = false;
+        self.reset
+            .map(|method| physical.found.reset(self.index, method))
     }
 
     /// Lets the device decode its BARs: what the guest reaches of them is for stage 2 to say.
@@ -416,6 +431,7 @@ impl Assigned {
             }
         }
         if let Some(physical) = physical::get() {
+            self.unroute(physical);
             physical.detach(self.index);
         }
     }
@@ -534,14 +550,12 @@ impl Assigned {
         self.config().write(after(offset, 2), Size::Two, control);
     }
 
-    fn set_vector(&self, physical: &Physical, domain: &Domain, vector: u16, message: Message) {
-        let Some(table) = self.model.msix_layout().map(|layout| layout.table) else {
+    /// Sets up or masks one vector. A masked one keeps its route: a message that is on its way
+    /// arrives, as it does on a machine; what comes later is pending in the device.
+    fn set_vector(&mut self, physical: &Physical, domain: &Domain, vector: u16, message: Message) {
+        let Some(entry) = self.entry(vector) else {
             return;
         };
-        let Some(bar) = self.model.bars().find(|bar| bar.index == table.bar) else {
-            return;
-        };
-        let entry = bar.host + table.offset + u64::from(vector) * ENTRY;
         let (Some(messages), Some(vectors)) = (&physical.messages, &self.vectors) else {
             return;
         };
@@ -556,62 +570,122 @@ impl Assigned {
                 self.write_device(entry + ENTRY_DATA, 4, vectors.event(event).into());
                 self.write_device(entry + ENTRY_CONTROL, 4, 0);
             }
-            Message::Off => messages.route(vectors, event, None),
+            Message::Off => {}
             Message::Misdirected { address } => {
                 messages.route(vectors, event, None);
-                let name = domain.name();
-                warning!(
-                    "domain {name}: {} aims an MSI at {address}: stopped",
-                    self.slot
-                );
+                self.report_misdirected(domain, address);
             }
         }
     }
 
-    fn set_msi(&self, physical: &Physical, domain: &Domain, msi: vpci::Msi) {
-        let Some(offset) = physical.found.devices()[self.index].capabilities.msi else {
-            return;
-        };
+    /// Returns where a vector's entry is.
+    fn entry(&self, vector: u16) -> Option<u64> {
+        let table = self.model.msix_layout()?.table;
+        let bar = self.model.bars().find(|bar| bar.index == table.bar)?;
+        Some(bar.host + table.offset + u64::from(vector) * ENTRY)
+    }
+
+    /// Masks all vectors in the device, as a reset does, if it decodes its BARs.
+    fn mask_vectors(&self) {
+        let layout = self.model.msix_layout().filter(|_| self.pin.is_some());
+        let count = layout.map_or(0, |layout| layout.vectors);
+        for entry in (0..count).filter_map(|vector| self.entry(vector)) {
+            self.write_device(entry + ENTRY_CONTROL, 4, ENTRY_MASKED.into());
+        }
+    }
+
+    /// Lets no message of the function arrive any more.
+    fn unroute(&self, physical: &Physical) {
+        if let (Some(messages), Some(vectors)) = (&physical.messages, &self.vectors) {
+            messages.unroute(vectors);
+        }
+    }
+
+    /// Says once that the guest aims an MSI elsewhere: it could do so without end.
+    fn report_misdirected(&mut self, domain: &Domain, address: BusAddress) {
+        if !core::mem::replace(&mut self.has_misdirected, true) {
+            let (name, slot) = (domain.name(), self.slot);
+            warning!("domain {name}: {slot} aims an MSI at {address}: stopped");
+        }
+    }
+
+    /// Turns MSI off in the device, and returns Message Control and where it is.
+    fn stop_msi(&self, physical: &Physical) -> Option<(Offset, u32)> {
+        let offset = physical.found.devices()[self.index].capabilities.msi?;
+        let at = after(offset, 2);
+        let control = self.config().read(at, Size::Two) & !(MSI_ENABLE | MSI_MULTIPLE);
+        self.config().write(at, Size::Two, control);
+        Some((offset, control))
+    }
+
+    /// Sets MSI up, masks vectors, or turns it off. A message that is on its way when it is turned off
+    /// or masked arrives.
+    fn set_msi(&mut self, physical: &Physical, domain: &Domain, msi: vpci::Msi) {
+        let before = core::mem::replace(&mut self.msi, msi);
         let (Some(messages), Some(vectors)) = (&physical.messages, &self.vectors) else {
             return;
         };
-        let control =
-            self.config().read(after(offset, 2), Size::Two) & !(MSI_ENABLE | MSI_MULTIPLE);
-        self.config().write(after(offset, 2), Size::Two, control);
         let Message::Live { data } = msi.message else {
-            for event in 0..u32::from(msi.vectors) {
-                messages.route(vectors, event, None);
+            self.stop_msi(physical);
+            if let Message::Misdirected { address } = msi.message {
+                self.unroute(physical);
+                self.report_misdirected(domain, address);
             }
             return;
         };
-        for event in 0..u32::from(msi.vectors) {
+        // The device has EL2's address and data, which never change. So while it goes on with as many
+        // vectors it need not stop, and nothing gets lost.
+        let goes_on =
+            matches!(before.message, Message::Live { .. }) && before.vectors == msi.vectors;
+        if !goes_on || before.message != msi.message {
             let base = data & !(u32::from(msi.vectors) - 1);
-            let to = (domain, u32::from(self.slot.rid()), base | event);
-            messages.route(vectors, event, Some(to));
+            for event in 0..u32::from(msi.vectors) {
+                let to = (domain, u32::from(self.slot.rid()), base | event);
+                messages.route(vectors, event, Some(to));
+            }
         }
+        if goes_on {
+            if let Some(offset) = physical.found.devices()[self.index].capabilities.msi {
+                let control = self.config().read(after(offset, 2), Size::Two);
+                self.write_msi_mask(offset, control, msi.mask);
+            }
+            return;
+        }
+        let Some((offset, control)) = self.stop_msi(physical) else {
+            return;
+        };
         let doorbell = messages.doorbell();
         let (low, high) = ((doorbell & 0xffff_ffff) as u32, (doorbell >> 32) as u32);
         if control & MSI_WIDE == 0 && high != 0 {
-            warning!(
-                "{}: its MSIs have 32-bit addresses and reach no ITS",
-                self.slot
-            );
+            let slot = self.slot;
+            warning!("{slot}: its MSIs have 32-bit addresses and reach no ITS");
             return;
         }
         self.config().write(after(offset, 4), Size::Four, low);
-        let mut data_at = 8;
         if control & MSI_WIDE != 0 {
             self.config().write(after(offset, 8), Size::Four, high);
-            data_at = 12;
         }
-        self.config()
-            .write(after(offset, data_at), Size::Two, vectors.event(0));
-        if control & MSI_MASKABLE != 0 {
-            self.config()
-                .write(after(offset, data_at + 4), Size::Four, msi.mask);
-        }
+        self.config().write(
+            after(offset, msi_data(control)),
+            Size::Two,
+            vectors.event(0),
+        );
+        self.write_msi_mask(offset, control, msi.mask);
         let count = u32::from(msi.vectors).trailing_zeros() << 4;
         self.config()
             .write(after(offset, 2), Size::Two, control | count | MSI_ENABLE);
     }
+
+    /// Masks vectors of MSI, if the device can.
+    fn write_msi_mask(&self, offset: Offset, control: u32, mask: u32) {
+        if control & MSI_MASKABLE != 0 {
+            let at = after(offset, msi_data(control) + 4);
+            self.config().write(at, Size::Four, mask);
+        }
+    }
+}
+
+/// Returns where Message Data is in the MSI capability.
+const fn msi_data(control: u32) -> u16 {
+    if control & MSI_WIDE == 0 { 8 } else { 12 }
 }

@@ -838,6 +838,13 @@ impl Messages {
         drop(old);
     }
 
+    /// Lets no vector of a device lead anywhere.
+    pub(crate) fn unroute(&self, vectors: &Vectors) {
+        for (vector, _) in (0..).zip(&vectors.lpis) {
+            self.route(vectors, vector, None);
+        }
+    }
+
     /// Gives an LPI to the domain that it goes to.
     pub(crate) fn interrupt(&self, lpi: u32) {
         let to = match self

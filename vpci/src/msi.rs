@@ -39,7 +39,7 @@ pub struct Msi {
 
 impl Msi {
     /// As it is after a reset.
-    pub(crate) const OFF: Self = Self {
+    pub const OFF: Self = Self {
         message: Message::Off,
         vectors: 1,
         mask: 0,
