@@ -12,6 +12,8 @@ pub mod bench;
 #[cfg(target_os = "none")]
 pub mod edu;
 #[cfg(target_os = "none")]
+pub mod functions;
+#[cfg(target_os = "none")]
 pub mod hostile;
 #[cfg(target_os = "none")]
 pub mod intx;
