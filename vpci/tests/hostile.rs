@@ -52,7 +52,7 @@ fn value() -> impl Strategy<Value = u64> {
 fn offset() -> impl Strategy<Value = u64> {
     let bars = (0_u64..6).prop_map(|bar| 0x10 + bar * 4);
     let lists = (0x40_u64..0xd8).prop_map(|offset| offset & !1);
-    prop_oneof![3 => bars, 3 => Just(4), 2 => lists, 1 => 0_u64..0x1000]
+    prop_oneof![3 => bars, 1 => Just(0x30), 3 => Just(4), 2 => lists, 1 => 0_u64..0x1000]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -73,7 +73,7 @@ fn step() -> impl Strategy<Value = Step> {
         0_u64..0x4008,
         any::<u64>()
     ];
-    let store = (0_usize..4, 0_usize..6, aimed, bytes(), value()).prop_map(
+    let store = (0_usize..4, 0_usize..7, aimed, bytes(), value()).prop_map(
         |(function, bar, offset, bytes, value)| Step::Store {
             function,
             bar,

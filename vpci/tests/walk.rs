@@ -49,10 +49,11 @@ fn scan(machine: &Machine) -> Vec<(String, u64)> {
     found
 }
 
-/// Sizes a BAR as `__pci_read_base` does, and returns flags and size.
+/// Sizes a BAR, or the ROM without its enable bit, as `__pci_read_base` does, and returns flags and size.
 fn size(machine: &mut Machine, register: u64) -> (u64, u64) {
+    let rom = register & 0xff == ROM;
     let before = read(machine, register, 4);
-    machine.write(register, 4, 0xffff_ffff);
+    machine.write(register, 4, if rom { 0xffff_f800 } else { 0xffff_ffff });
     let mut sized = read(machine, register, 4);
     machine.write(register, 4, before);
     if sized == 0 {
@@ -164,7 +165,9 @@ fn bars_are_sized_with_decode_off_and_on() {
         ("00:03.0", 0,   0xc,   1 << 33),
         ("00:03.0", 2,   0x0,   0x100),
         ("00:03.0", 5,   0x0,   0x2000),
-        ("00:02.0", 8,   0x0,   0),        // expansion ROM
+        ("00:01.0", 8,   0x0,   0),        // expansion ROM
+        ("00:02.0", 8,   0x0,   0x4_0000),
+        ("00:03.0", 8,   0x0,   0x800),
     ];
     for decode in [0, MEMORY] {
         for (slot, bar, flags, expected) in cases {
@@ -262,6 +265,41 @@ fn capabilities_on_the_list_are_shown_and_others_are_not() {
         0,
         "vendor-specific is hidden"
     );
+}
+
+#[test]
+fn an_expansion_rom_is_mapped_while_it_is_enabled() {
+    let mut machine = Machine::new();
+    machine.assign("00:02.0", &E1000E);
+    machine.assign("00:03.0", &ODD);
+    let (e1000e, odd) = (ecam("00:02.0"), ecam("00:03.0"));
+    // As `pci_map_rom` does it, and on top of nothing: the BARs are elsewhere.
+    for (bar, at) in [(0, 0x10_0000), (4, 0x12_0000), (12, 0x14_0000)] {
+        machine.write(e1000e + BAR_0 + bar, 4, LOW.0 + at);
+    }
+    machine.write(e1000e + ROM, 4, LOW.0);
+    machine.write(e1000e + COMMAND, 2, MEMORY);
+    assert_eq!(machine.load(LOW.0, 4), Ok(u64::MAX), "not enabled");
+    machine.write(e1000e + ROM, 4, LOW.0 | 1);
+    assert_eq!(machine.stage2.get(&LOW.0), Some(&0x100c_0000));
+    // A small one is reached by traps, and takes no stores.
+    machine.write(odd + ROM, 4, (LOW.0 + 0x8_0000) | 1);
+    machine.write(odd + COMMAND, 2, MEMORY);
+    assert_eq!(machine.load(LOW.0 + 0x8_07fc, 4), Err(0x100b_07fc));
+    assert_eq!(machine.store(LOW.0 + 0x8_07fc, 4, 0), Ok(()));
+    assert_eq!(
+        machine.load(LOW.0 + 0x8_0800, 4),
+        Ok(u64::MAX),
+        "past its end"
+    );
+    // On top of a BAR: that was there first.
+    machine.write(e1000e + ROM, 4, (LOW.0 + 0x10_0000) | 1);
+    assert_eq!(machine.stage2.get(&(LOW.0 + 0x10_0000)), Some(&0x1004_0000));
+    machine.write(e1000e + ROM, 1, 0);
+    machine.write(e1000e + ROM, 4, LOW.0 | 1);
+    machine.write(e1000e + COMMAND, 2, 0);
+    machine.write(odd + ROM, 4, 0);
+    assert!(machine.stage2.is_empty());
 }
 
 /// What the driver of an MSI-X function does: `pci_alloc_irq_vectors`, then one interrupt each.

@@ -67,7 +67,7 @@ impl Kind {
 
     pub(crate) fn bars(&self) -> Vec<BarInfo> {
         let info = |&(index, kind, prefetchable, size, host): &_| BarInfo {
-            index: BarIndex::new(index).unwrap(),
+            index: BarIndex::new(index).unwrap_or(BarIndex::ROM),
             kind,
             prefetchable,
             size,
@@ -109,6 +109,7 @@ pub(crate) const E1000E: Kind = Kind {
         (1, BarKind::Memory32, false, 0x2_0000, 0x1006_0000),
         (2, BarKind::Io,       false, 0x20,     0x0),
         (3, BarKind::Memory32, false, 0x4000,   0x1008_0000),
+        (6, BarKind::Rom,      false, 0x4_0000, 0x100c_0000),
     ],
 };
 
@@ -128,6 +129,7 @@ pub(crate) const ODD: Kind = Kind {
         (0, BarKind::Memory64, true,  1 << 33, 0x80_0000_0000),
         (2, BarKind::Memory32, false, 0x100,   0x1009_0000),
         (5, BarKind::Memory32, false, 0x2000,  0x100a_0000),
+        (6, BarKind::Rom,      false, 0x800,   0x100b_0000),
     ],
 };
 
