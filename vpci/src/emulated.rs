@@ -3,8 +3,8 @@
 //!
 //! Neither has a BAR, a capability or an interrupt. Their IDs are QEMU's, so that guests know them.
 
-use crate::ConfigAccess;
 use crate::register::Register;
+use crate::{ConfigAccess, tables};
 
 /// Dwords of a type 0 header. The rest of their config space reads as zero.
 const DWORDS: usize = 16;
@@ -40,10 +40,8 @@ const VENDOR: u32 = 0x1b36;
 /// Subsystem of all of QEMU's own devices, 1af4:1100.
 const SUBSYSTEM: u32 = 0x1100_1af4;
 
-/// What a guest can write: Command and Interrupt Line, and neither does anything. PCI Express Base
-/// Specification, section 7.5.1.
-const COMMAND: Register = Register::kept(0x0000_0546, 0);
-const INTERRUPT_LINE: Register = Register::kept(0x0000_00ff, 0);
+/// Which bits a guest can write. Nothing follows from any of them.
+static REGISTERS: [Register; DWORDS] = tables::STAND_IN.registers();
 
 /// Config space of an emulated function without BARs.
 #[derive(Clone, Debug)]
@@ -91,20 +89,17 @@ impl Emulated {
 
     /// Takes a write. Nothing ever follows from it.
     pub fn write(&mut self, access: ConfigAccess, value: u32) {
-        let register = match access.offset().dword() {
-            1 => COMMAND,
-            15 => INTERRUPT_LINE,
-            _ => return,
-        };
-        if let Some(dword) = self.dwords.get_mut(access.offset().dword()) {
+        let index = access.offset().dword();
+        if let (Some(dword), Some(register)) = (self.dwords.get_mut(index), REGISTERS.get(index)) {
             *dword = register.after_write(*dword, access.place(value), access.enables());
         }
     }
 
     /// Returns to the state after power-on.
-    pub const fn reset(&mut self) {
-        self.dwords[1] = 0;
-        self.dwords[15] = 0;
+    pub fn reset(&mut self) {
+        for (dword, register) in self.dwords.iter_mut().zip(&REGISTERS) {
+            *dword &= !register.rw;
+        }
     }
 }
 

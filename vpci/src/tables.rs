@@ -32,6 +32,42 @@ const PATH_IS_EL2S: &str = "Kept, and not passed on: what the path to memory can
 const ROUTE_IS_EL2S: &str = "EL2 writes its own address and data to the device, and none but the \
     domain's doorbell is obeyed";
 
+/// Type 0 header of what exists in EL2 only: the host bridge, and a stub for a missing function 0.
+#[rustfmt::skip]
+pub const STAND_IN: Table = Table { name: "Type 0 header of the host bridge and of stubs", section: "7.5.1", size: 0x40, fields: &[
+    field(0x00, 0xffff_ffff, Fixed,     "7.5.1.1.1",  "Vendor ID, Device ID")
+        .because("QEMU's, so that guests know them"),
+    field(0x04, 0x0000_0001, Hidden,    "7.5.1.1.3",  "I/O Space Enable"),
+    field(0x04, 0x0000_0006, Writable,  "7.5.1.1.3",  "Memory Space Enable, Bus Master Enable")
+        .because("Nothing follows: there is no BAR, and forwarding cannot be turned off. A stub takes no writes at all"),
+    field(0x04, 0x0000_0038, Hidden,    "7.5.1.1.3",  "Special Cycle Enable, Memory Write and Invalidate, VGA Palette Snoop"),
+    field(0x04, 0x0000_0040, Writable,  "7.5.1.1.3",  "Parity Error Response"),
+    field(0x04, 0x0000_0080, Hidden,    "7.5.1.1.3",  "IDSEL Stepping/Wait Cycle Control"),
+    field(0x04, 0x0000_0100, Writable,  "7.5.1.1.3",  "SERR# Enable"),
+    field(0x04, 0x0000_0200, Hidden,    "7.5.1.1.3",  "Fast Back-to-Back Transactions Enable"),
+    field(0x04, 0x0000_0400, Writable,  "7.5.1.1.3",  "Interrupt Disable"),
+    field(0x04, 0x0000_f800, Hidden,    "7.5.1.1.3",  "Reserved"),
+    field(0x04, 0xffff_0000, Hidden,    "7.5.1.1.4",  "Status"),
+    field(0x08, 0xffff_ffff, Fixed,     "7.5.1.1.5",  "Revision ID, Class Code"),
+    field(0x0c, 0x0000_ffff, Hidden,    "7.5.1.1.7",  "Cache Line Size, Latency Timer"),
+    field(0x0c, 0x00ff_0000, Fixed,     "7.5.1.1.9",  "Header Type"),
+    field(0x0c, 0xff00_0000, Hidden,    "7.5.1.1.10", "BIST"),
+    field(0x10, 0xffff_ffff, Hidden,    "7.5.1.2.1",  "Base Address Register 0"),
+    field(0x14, 0xffff_ffff, Hidden,    "7.5.1.2.1",  "Base Address Register 1"),
+    field(0x18, 0xffff_ffff, Hidden,    "7.5.1.2.1",  "Base Address Register 2"),
+    field(0x1c, 0xffff_ffff, Hidden,    "7.5.1.2.1",  "Base Address Register 3"),
+    field(0x20, 0xffff_ffff, Hidden,    "7.5.1.2.1",  "Base Address Register 4"),
+    field(0x24, 0xffff_ffff, Hidden,    "7.5.1.2.1",  "Base Address Register 5"),
+    field(0x28, 0xffff_ffff, Hidden,    "7.5.1.2.2",  "Cardbus CIS Pointer"),
+    field(0x2c, 0xffff_ffff, Fixed,     "7.5.1.2.3",  "Subsystem Vendor ID, Subsystem ID"),
+    field(0x30, 0xffff_ffff, Hidden,    "7.5.1.2.4",  "Expansion ROM Base Address"),
+    field(0x34, 0xffff_ffff, Hidden,    "7.5.1.1.11", "Capabilities Pointer, reserved"),
+    field(0x38, 0xffff_ffff, Hidden,    "7.5.1.2",    "Reserved"),
+    field(0x3c, 0x0000_00ff, Writable,  "7.5.1.1.12", "Interrupt Line"),
+    field(0x3c, 0x0000_ff00, Hidden,    "7.5.1.1.13", "Interrupt Pin"),
+    field(0x3c, 0xffff_0000, Hidden,    "7.5.1.2.5",  "Min_Gnt, Max_Lat"),
+] };
+
 /// Type 0 header, without what depends on the interrupt pin.
 #[rustfmt::skip]
 pub const HEADER: Table = Table { name: "Type 0 header", section: "7.5.1", size: 0x40, fields: &[
@@ -392,6 +428,7 @@ pub const LATENCY: Table = Table { name: "Latency Tolerance Reporting (0018h), b
 
 /// Every table, for whoever wants to print or check them.
 pub const ALL: &[Table] = &[
+    STAND_IN,
     HEADER,
     PIN,
     NO_PIN,
@@ -420,6 +457,7 @@ mod tests {
 
     /// Every structure that a guest can meet, as the tables that make it up.
     const STRUCTURES: &[&[Table]] = &[
+        &[STAND_IN],
         &[HEADER, PIN],
         &[HEADER, NO_PIN],
         &[POWER],
