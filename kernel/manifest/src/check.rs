@@ -8,7 +8,7 @@ use core::fmt;
 use vpci::Sbdf;
 
 use crate::model::{
-    Backend, Domain, Function, Grant, GuestRange, Manifest, Module, Payload, Server,
+    Backend, Domain, Function, Grant, GuestRange, Manifest, Module, Payload, Port, Server,
 };
 use crate::{BLOCK, PAGE, RAM_BASE, RAM_LIMIT};
 
@@ -60,6 +60,8 @@ pub enum Item<'m> {
     Module(usize, &'m Module),
     /// A domain.
     Domain(usize, &'m Domain),
+    /// A root port of a domain.
+    Port(usize, &'m Domain, usize, &'m Port),
     /// A function of a domain.
     Function(usize, &'m Domain, usize, &'m Function),
     /// A server of a domain.
@@ -115,16 +117,26 @@ pub enum Mistake<'m> {
     ControlTwice(&'m str),
     /// A second domain has the console.
     ConsoleTwice(&'m str),
-    /// A function, but no host bridge.
+    /// A function or a port, but no host bridge.
     NoHostBridge,
     /// A physical function, but no IOMMU.
     NoIommu,
     /// Another function of the domain is there.
     SlotTaken,
+    /// A port of the domain is there.
+    SlotOfPort,
     /// The host bridge is there.
     SlotOfHostBridge,
-    /// The slot is not on bus 0 of segment 0.
+    /// The slot is on no bus of the domain.
     SlotOffBus,
+    /// The slot is not of device 0, below a port that leads to that one only.
+    SlotBelowPort,
+    /// A port that is not on bus 0 of segment 0.
+    PortOffRoot,
+    /// Not the number of a bus below a port.
+    PortBus(u32),
+    /// Two ports with the same bus.
+    PortBusTaken(Sbdf),
     /// The physical function is given away twice.
     HostTaken(&'m str, Sbdf),
     /// vPCI without a physical function.
@@ -192,6 +204,16 @@ impl Manifest {
             self.check_domain(index, domain, machine, &mut report_domain);
             self.check_memory(domain, &mut report_domain);
             self.check_grants(domain, &mut report_domain);
+            for (at, port) in domain.ports.iter().enumerate() {
+                let item = Item::Port(index, domain, at, port);
+                check_port(domain, at, port, &mut |field, mistake| {
+                    report(Error {
+                        item,
+                        field,
+                        mistake,
+                    });
+                });
+            }
             for (at, function) in domain.functions.iter().enumerate() {
                 let item = Item::Function(index, domain, at, function);
                 self.check_function(index, domain, at, function, &mut |field, mistake| {
@@ -363,10 +385,19 @@ impl Manifest {
         if !domain.host_bridge {
             report("slot", Mistake::NoHostBridge);
         }
-        if slot.segment() != 0 || slot.bus() != 0 {
-            report("slot", Mistake::SlotOffBus);
-        } else if slot.device() == 0 {
-            report("slot", Mistake::SlotOfHostBridge);
+        let above = |port: &&Port| port.bus == u32::from(slot.bus());
+        match domain.ports.iter().find(above) {
+            _ if slot.segment() != 0 => report("slot", Mistake::SlotOffBus),
+            _ if slot.bus() == 0 && slot.device() == 0 => {
+                report("slot", Mistake::SlotOfHostBridge);
+            }
+            _ if slot.bus() == 0 => {}
+            Some(port) if port.ari || slot.device() == 0 => {}
+            Some(_) => report("slot", Mistake::SlotBelowPort),
+            None => report("slot", Mistake::SlotOffBus),
+        }
+        if domain.ports.iter().any(|port| port.slot == slot) {
+            report("slot", Mistake::SlotOfPort);
         }
         let mut before = domain.functions.iter().take(at);
         if before.any(|other| other.slot == slot) {
@@ -475,6 +506,26 @@ fn check_name<'m>(
     }
 }
 
+fn check_port<'m>(domain: &'m Domain, at: usize, port: &'m Port, report: Report<'_, 'm>) {
+    if !domain.host_bridge {
+        report("slot", Mistake::NoHostBridge);
+    }
+    if port.slot.segment() != 0 || port.slot.bus() != 0 {
+        report("slot", Mistake::PortOffRoot);
+    } else if port.slot.device() == 0 {
+        report("slot", Mistake::SlotOfHostBridge);
+    }
+    let before = domain.ports.iter().take(at);
+    if before.clone().any(|other| other.slot == port.slot) {
+        report("slot", Mistake::SlotOfPort);
+    }
+    if !(1..=255).contains(&port.bus) {
+        report("bus", Mistake::PortBus(port.bus));
+    } else if let Some(other) = before.clone().find(|other| other.bus == port.bus) {
+        report("bus", Mistake::PortBusTaken(other.slot));
+    }
+}
+
 fn check_affinity(cpus: &[u32], pcpus: Option<u32>, report: Report<'_, '_>) {
     if cpus.is_empty() {
         report("affinity", Mistake::AffinityEmpty);
@@ -532,6 +583,9 @@ impl fmt::Display for Item<'_> {
             Self::System => Ok(()),
             Self::Module(_, module) => write!(f, "module {}: ", module.name),
             Self::Domain(_, domain) => write!(f, "domain {}: ", domain.name),
+            Self::Port(_, domain, _, port) => {
+                write!(f, "domain {}: port {}: ", domain.name, port.slot)
+            }
             Self::Function(_, domain, _, function) => {
                 write!(f, "domain {}: function {}: ", domain.name, function.slot)
             }
@@ -592,8 +646,13 @@ impl fmt::Display for Mistake<'_> {
             Self::NoHostBridge           => write!(f, "the domain has no host bridge to put a function below; write host_bridge = true"),
             Self::NoIommu                => write!(f, "assigning a device to a domain without iommu is refused; write iommu = true"),
             Self::SlotTaken              => write!(f, "another function of the domain is there; choose a free slot"),
+            Self::SlotOfPort             => write!(f, "a port of the domain is there; choose a free slot"),
             Self::SlotOfHostBridge       => write!(f, "device 0 is the host bridge; choose a slot from 00:01.0 up"),
-            Self::SlotOffBus             => write!(f, "no bridge of the domain leads there; choose a slot on bus 00"),
+            Self::SlotOffBus             => write!(f, "no bridge of the domain leads there; choose a slot on bus 00, or add [[domain.port]] with that bus"),
+            Self::SlotBelowPort          => write!(f, "a port leads to device 0 only; choose a slot of device 00, or write ari = true for the port"),
+            Self::PortOffRoot            => write!(f, "a root port belongs on the root bus; choose a slot on bus 00"),
+            Self::PortBus(_)             => write!(f, "the bus below a port has a number of its own; write one from 1 to 255"),
+            Self::PortBusTaken(other)    => write!(f, "the port at {other} has that bus already; choose another number"),
             Self::HostTaken(other, slot) => write!(f, "domain {other} has it already, at {slot}; give it to one of the two"),
             Self::HostMissing            => write!(f, "vpci needs a physical function; write host = \"0000:BB:DD.F\", or name a server as backend"),
             Self::HostEmulated           => write!(f, "a server emulates the function, so it has no physical one; leave host out, or write backend = \"vpci\""),

@@ -28,7 +28,7 @@ mod write;
 pub use check::{Error, Item, Machine, Mistake};
 pub use model::{
     Backend, Domain, Function, Grant, GuestRange, Manifest, Module, PRIORITY_DEFAULT, Payload,
-    Server,
+    Port, Server,
 };
 pub use read::ReadError;
 

@@ -57,7 +57,9 @@ pub struct Domain {
     pub affinity: Option<Vec<u32>>,
     /// Modules of which it gets a copy of its own, mapped.
     pub modules: Vec<String>,
-    /// The functions on its bus, besides the host bridge.
+    /// The root ports on its bus.
+    pub ports: Vec<Port>,
+    /// The functions on its buses, besides the host bridge and the ports.
     pub functions: Vec<Function>,
     /// The ioreq servers through which it models devices of others.
     pub servers: Vec<Server>,
@@ -72,10 +74,23 @@ pub enum Payload {
     Firmware(String),
 }
 
-/// A function on a domain's bus.
+/// A root port on a domain's bus, with a bus below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Where the domain sees it.
+    pub slot: Sbdf,
+    /// By what bus number the slots of functions below it are written. The domain's software gives the
+    /// bus a number of its own.
+    pub bus: u32,
+    /// Whether the port can forward requests to 256 functions of one device; without, to eight.
+    pub ari: bool,
+}
+
+/// A function on a bus of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
-    /// Where the domain sees it.
+    /// Where the domain sees it: on its root bus, or on the bus of a port, by that one's number. It is
+    /// the function's name for device models too.
     pub slot: Sbdf,
     /// The physical function that it is; `None` if it is emulated.
     pub host: Option<Sbdf>,

@@ -13,7 +13,7 @@ use vpci::Sbdf;
 use crate::COMPATIBLE;
 use crate::model::{
     Backend, Domain, Function, Grant, GuestRange, Manifest, Module, PRIORITY_DEFAULT, Payload,
-    Server,
+    Port, Server,
 };
 
 /// Why a device tree is not a manifest.
@@ -147,18 +147,29 @@ fn read_domain(node: Node<'_>) -> Result<'_, Domain> {
         priority: optional(node, "priority", number)?.unwrap_or(PRIORITY_DEFAULT),
         affinity: optional(node, "affinity", numbers)?,
         modules: optional(node, "modules", texts)?.unwrap_or_default(),
+        ports: Vec::new(),
         functions: Vec::new(),
         servers: Vec::new(),
     };
     for child in node.children() {
         leaf(child)?;
         match child.base_name() {
+            "port" => push(&mut domain.ports, read_port(child)?)?,
             "function" => push(&mut domain.functions, read_function(child)?)?,
             "server" => push(&mut domain.servers, read_server(child)?)?,
             _ => return Err(ReadError::UnknownNode(child)),
         }
     }
     Ok(domain)
+}
+
+fn read_port(node: Node<'_>) -> Result<'_, Port> {
+    known(node, &["slot", "bus", "ari"])?;
+    Ok(Port {
+        slot: number(node, "slot")?.into(),
+        bus: number(node, "bus")?,
+        ari: flag(node, "ari")?,
+    })
 }
 
 fn read_function(node: Node<'_>) -> Result<'_, Function> {

@@ -78,6 +78,13 @@ fn write_domain(tree: &mut Writer, domain: &Domain) -> Result<(), WriteError> {
         let names: Vec<&str> = domain.modules.iter().map(String::as_str).collect();
         tree.strings("modules", &names)?;
     }
+    for (index, port) in domain.ports.iter().enumerate() {
+        tree.begin(&format!("port@{index:x}"))?;
+        tree.u32("slot", port.slot.into())?;
+        tree.u32("bus", port.bus)?;
+        flag_if(tree, "ari", port.ari)?;
+        tree.end()?;
+    }
     for (index, function) in domain.functions.iter().enumerate() {
         tree.begin(&format!("function@{index:x}"))?;
         write_function(tree, function)?;

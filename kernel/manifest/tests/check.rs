@@ -1,7 +1,7 @@
 //! One row for each way in which a manifest can be impossible.
 
 use manifest::{
-    Backend, Domain, Function, Grant, GuestRange, Machine, Manifest, Module, Payload, Server,
+    Backend, Domain, Function, Grant, GuestRange, Machine, Manifest, Module, Payload, Port, Server,
 };
 use vpci::Sbdf;
 
@@ -30,6 +30,7 @@ fn domain(name: &str, kernel: &str) -> Domain {
         priority: manifest::PRIORITY_DEFAULT,
         affinity: None,
         modules: vec![],
+        ports: vec![],
         functions: vec![],
         servers: vec![],
     }
@@ -46,6 +47,14 @@ fn passthrough(slot: &str, host: &str) -> Function {
         backend: Backend::Vpci,
         allow_no_reset: false,
         vendor_capabilities: false,
+    }
+}
+
+fn port(slot: &str, bus: u32, ari: bool) -> Port {
+    Port {
+        slot: sbdf(slot),
+        bus,
+        ari,
     }
 }
 
@@ -112,6 +121,11 @@ fn a_sound_system_is_taken() {
     assert_eq!(errors(&ranges), [""; 0]);
     ranges.domains[1].servers[0].memory = Grant::None;
     assert_eq!(errors(&ranges), [""; 0]);
+    let mut ports = system();
+    ports.domains[0].ports = vec![port("00:1c.0", 1, false), port("00:1c.1", 255, true)];
+    ports.domains[0].functions[0].slot = sbdf("01:00.7");
+    ports.domains[0].functions[1].slot = sbdf("ff:1f.7");
+    assert_eq!(errors(&ports), [""; 0]);
     let mut alias = system();
     alias.modules.push(module("same", 64 * MIB, 16 * MIB));
     assert_eq!(errors(&alias), [""; 0]);
@@ -159,8 +173,19 @@ fn an_impossible_system_is_refused_with_place_and_mend() {
         (|m| m.modules[3].size = 5 << 30, "domain disk: modules: the modules take 5G, and there is room for 4G; grant fewer or smaller ones"),
 
         (|m| m.domains[0].functions[0].slot = sbdf("00:00.0"), "domain linux: function 0000:00:00.0: slot: device 0 is the host bridge; choose a slot from 00:01.0 up"),
-        (|m| m.domains[0].functions[0].slot = sbdf("01:01.0"), "domain linux: function 0000:01:01.0: slot: no bridge of the domain leads there; choose a slot on bus 00"),
-        (|m| m.domains[0].functions[0].slot = sbdf("1:00:01.0"), "domain linux: function 0001:00:01.0: slot: no bridge of the domain leads there; choose a slot on bus 00"),
+        (|m| m.domains[0].functions[0].slot = sbdf("01:01.0"), "domain linux: function 0000:01:01.0: slot: no bridge of the domain leads there; choose a slot on bus 00, or add [[domain.port]] with that bus"),
+        (|m| m.domains[0].functions[0].slot = sbdf("1:00:01.0"), "domain linux: function 0001:00:01.0: slot: no bridge of the domain leads there; choose a slot on bus 00, or add [[domain.port]] with that bus"),
+        (|m| { m.domains[0].ports.push(port("00:1c.0", 1, true)); m.domains[0].functions[0].slot = sbdf("1:01:00.0") }, "domain linux: function 0001:01:00.0: slot: no bridge of the domain leads there; choose a slot on bus 00, or add [[domain.port]] with that bus"),
+        (|m| { m.domains[0].ports.push(port("00:1c.0", 1, false)); m.domains[0].functions[0].slot = sbdf("01:01.0") }, "domain linux: function 0000:01:01.0: slot: a port leads to device 0 only; choose a slot of device 00, or write ari = true for the port"),
+        (|m| m.domains[0].ports.push(port("00:02.0", 1, true)), "domain linux: function 0000:00:02.0: slot: a port of the domain is there; choose a free slot"),
+        (|m| m.domains[0].ports = vec![port("00:1c.0", 1, true), port("00:1c.0", 2, true)], "domain linux: port 0000:00:1c.0: slot: a port of the domain is there; choose a free slot"),
+        (|m| m.domains[0].ports = vec![port("00:1c.0", 7, true), port("00:1c.1", 7, true)], "domain linux: port 0000:00:1c.1: bus: the port at 0000:00:1c.0 has that bus already; choose another number"),
+        (|m| m.domains[0].ports.push(port("00:1c.0", 0, true)), "domain linux: port 0000:00:1c.0: bus: the bus below a port has a number of its own; write one from 1 to 255"),
+        (|m| m.domains[0].ports.push(port("00:1c.0", 256, true)), "domain linux: port 0000:00:1c.0: bus: the bus below a port has a number of its own; write one from 1 to 255"),
+        (|m| m.domains[0].ports.push(port("00:00.1", 1, true)), "domain linux: port 0000:00:00.1: slot: device 0 is the host bridge; choose a slot from 00:01.0 up"),
+        (|m| m.domains[0].ports.push(port("01:01.0", 1, true)), "domain linux: port 0000:01:01.0: slot: a root port belongs on the root bus; choose a slot on bus 00"),
+        (|m| m.domains[0].ports.push(port("1:00:01.0", 1, true)), "domain linux: port 0001:00:01.0: slot: a root port belongs on the root bus; choose a slot on bus 00"),
+        (|m| m.domains[1].ports.push(port("00:1c.0", 1, true)), "domain disk: port 0000:00:1c.0: slot: the domain has no host bridge to put a function below; write host_bridge = true"),
         (|m| m.domains[0].functions[0].slot = sbdf("00:02.0"), "domain linux: function 0000:00:02.0: slot: another function of the domain is there; choose a free slot"),
         (|m| m.domains[0].iommu = false, "domain linux: function 0000:00:01.0: host: assigning a device to a domain without iommu is refused; write iommu = true"),
         (|m| m.domains[0].functions.push(passthrough("00:03.0", "00:01.0")), "domain linux: function 0000:00:03.0: host: domain linux has it already, at 0000:00:01.0; give it to one of the two"),

@@ -2,7 +2,7 @@
 
 use dt::{Tree, Writer};
 use manifest::{
-    Backend, Domain, Function, Grant, GuestRange, Machine, Manifest, Module, Payload, Server,
+    Backend, Domain, Function, Grant, GuestRange, Machine, Manifest, Module, Payload, Port, Server,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -50,6 +50,14 @@ fn function() -> impl Strategy<Value = Function> {
     )
 }
 
+fn port() -> impl Strategy<Value = Port> {
+    (any::<u32>(), any::<u32>(), any::<bool>()).prop_map(|(slot, bus, ari)| Port {
+        slot: slot.into(),
+        bus,
+        ari,
+    })
+}
+
 fn server() -> impl Strategy<Value = Server> {
     let range = (any::<u64>(), any::<u64>()).prop_map(|(base, size)| GuestRange { base, size });
     let memory = prop_oneof![
@@ -82,12 +90,16 @@ fn domain() -> impl Strategy<Value = Domain> {
         any::<u32>(),
         option::of(vec(any::<u32>(), 0..4)),
     );
-    let lists = (vec(function(), 0..4), vec(server(), 0..3));
+    let lists = (
+        vec(port(), 0..3),
+        vec(function(), 0..4),
+        vec(server(), 0..3),
+    );
     (texts, numbers, any::<[bool; 4]>(), lists).prop_map(|(texts, numbers, flags, lists)| {
         let (name, payload, initrd, cmdline, modules) = texts;
         let (memory, vcpus, priority, affinity) = numbers;
         let [host_bridge, iommu, control, console] = flags;
-        let (functions, servers) = lists;
+        let (ports, functions, servers) = lists;
         Domain {
             name,
             memory,
@@ -102,6 +114,7 @@ fn domain() -> impl Strategy<Value = Domain> {
             priority,
             affinity,
             modules,
+            ports,
             functions,
             servers,
         }
@@ -187,7 +200,9 @@ fn what_the_binding_does_not_know_is_refused_with_its_place() {
         (|t| { t.string("kernel", "k")?; t.string("inird", "f") },           "/domains/domain@0: there is no property inird"),
         (|t| { t.string("kernel", "k")?; t.u32("iommu", 1) },                "/domains/domain@0: iommu has a wrong length of 4 bytes"),
         (|t| { t.string("kernel", "k")?; t.u64("priority", 1) },             "/domains/domain@0: priority has a wrong length of 8 bytes"),
-        (|t| { t.string("kernel", "k")?; t.begin("port@0")?; t.end() },      "/domains/domain@0/port@0: there is no such node"),
+        (|t| { t.string("kernel", "k")?; t.begin("bridge@0")?; t.end() },      "/domains/domain@0/bridge@0: there is no such node"),
+        (|t| { t.string("kernel", "k")?; t.begin("port@0")?; t.u32("slot", 0xe0)?; t.end() }, "/domains/domain@0/port@0: bus is missing"),
+        (|t| { t.string("kernel", "k")?; t.begin("port@0")?; t.u32("slot", 0xe0)?; t.u32("bus", 1)?; t.flag("hotplug")?; t.end() }, "/domains/domain@0/port@0: there is no property hotplug"),
         (|t| { t.string("kernel", "k")?; t.begin("function@0")?; t.end() },  "/domains/domain@0/function@0: backend is missing"),
         (|t| { t.string("kernel", "k")?; t.begin("server@0")?; t.string("memory", "some")?; t.end() }, "/domains/domain@0/server@0: memory holds a word that has no meaning here"),
         (|t| { t.string("kernel", "k")?; t.begin("server@0")?; t.cells("memory-ranges", &[1, 2, 3])?; t.end() }, "/domains/domain@0/server@0: memory-ranges has a wrong length of 12 bytes"),

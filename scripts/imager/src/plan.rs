@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use manifest::{
     BLOCK, Backend, Domain, Function, Grant, GuestRange, Item, Manifest, Module, PAGE,
-    PRIORITY_DEFAULT, Payload, Server,
+    PRIORITY_DEFAULT, Payload, Port, Server,
 };
 use toml::Spanned;
 
@@ -118,6 +118,7 @@ impl System {
             Item::System => 0..0,
             Item::Module(index, _) => plan.module_places[index].clone(),
             Item::Domain(index, _) => domain(index).place(field),
+            Item::Port(index, _, at, _) => domain(index).port[at].place(field),
             Item::Function(index, _, at, _) => domain(index).pci[at].place(field),
             Item::Server(index, _, at, _) => domain(index).server[at].place(field),
         }
@@ -142,6 +143,15 @@ impl system::Domain {
             _ => None,
         };
         place.unwrap_or(self.name.span())
+    }
+}
+
+impl system::Port {
+    fn place(&self, field: &str) -> Range<usize> {
+        match field {
+            "bus" => self.bus.span(),
+            _ => self.slot.span(),
+        }
     }
 }
 
@@ -318,6 +328,7 @@ impl Planner<'_> {
                 .iter()
                 .map(|module| module.name.as_ref().clone())
                 .collect(),
+            ports: domain.port.iter().map(port).collect(),
             functions: domain.pci.iter().map(function).collect(),
             servers: domain.server.iter().map(server).collect(),
         }
@@ -392,6 +403,14 @@ impl Planner<'_> {
 
     fn refuse(&mut self, place: &Range<usize>, what: impl std::fmt::Display) {
         self.lines.push(self.system.file.line(place, what));
+    }
+}
+
+fn port(port: &system::Port) -> Port {
+    Port {
+        slot: port.slot.as_ref().0,
+        bus: *port.bus.as_ref(),
+        ari: port.ari,
     }
 }
 

@@ -66,6 +66,8 @@ pub(crate) struct Domain {
     #[serde(default)]
     pub(crate) modules: Vec<Module>,
     #[serde(default)]
+    pub(crate) port: Vec<Port>,
+    #[serde(default)]
     pub(crate) pci: Vec<Pci>,
     #[serde(default)]
     pub(crate) server: Vec<Server>,
@@ -77,6 +79,15 @@ pub(crate) struct Module {
     pub(crate) name: Spanned<String>,
     pub(crate) file: Spanned<Source>,
     pub(crate) size: Option<Spanned<Size>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Port {
+    pub(crate) slot: Spanned<FunctionName>,
+    pub(crate) bus: Spanned<u32>,
+    #[serde(default)]
+    pub(crate) ari: bool,
 }
 
 #[derive(Debug, Deserialize)]
