@@ -1,4 +1,4 @@
-//! A domain's PCI bus: who answers, and what EL2 does when a guest programs a function.
+//! A domain's PCI buses: who answers, and what EL2 does when a guest programs a function or a port.
 //!
 //! `vpci` decides, this module acts: an [`Effect`] becomes a stage 2 mapping, a register of the
 //! device, or a route in the ITS.
@@ -8,17 +8,47 @@ use crate::mmio::Mmio;
 use crate::passthrough::{AssignError, Assigned};
 use crate::physical::{self, Messages};
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU8, Ordering};
 use kernel::layout;
 use pci::{Progress, Reset};
 use vpci::{
     BarIndex, BusAddress, BusError, BusRange, Claimed, ConfigAccess, Decoder, Effect, Emulated,
-    Owner, Released, Sbdf,
+    Owner, PortChange, Released, Sbdf,
 };
 
 /// Ranges that a device model may have claimed for one function: its BARs, and doorbells in them.
 const CLAIMS: usize = 32;
 
-/// A domain's bus.
+/// The numbers that a domain's buses have now, for who sends a message and must not wait for the lock of
+/// the bus. By name; a bus below a port that has none is at zero.
+pub(crate) struct Numbers([AtomicU8; 256]);
+
+impl Numbers {
+    /// Makes the numbers after a reset: only the root bus has its own.
+    pub(crate) const fn new() -> Self {
+        Self([const { AtomicU8::new(0) }; 256])
+    }
+
+    // Relaxed, both: a message that is on its way when the guest changes a number may have either.
+    fn set(&self, bus: u8, number: Option<u8>) {
+        if let Some(place) = self.0.get(usize::from(bus)) {
+            place.store(number.unwrap_or(0), Ordering::Relaxed);
+        }
+    }
+
+    /// Returns as what the messages of the function of that name come to the ITS; `None` if its bus has
+    /// no number.
+    pub(crate) fn requester(&self, name: Sbdf) -> Option<Sbdf> {
+        if name.bus() == 0 {
+            return Some(name);
+        }
+        let number = self.0.get(usize::from(name.bus()))?.load(Ordering::Relaxed);
+        let rid = u16::from(number) << 8 | u16::from(name.device_function());
+        (number != 0).then(|| Sbdf::from_rid(name.segment(), rid))
+    }
+}
+
+/// A domain's buses.
 pub(crate) struct Bus {
     bus: vpci::Bus<usize>,
     bridge: Emulated,
@@ -32,7 +62,7 @@ pub(crate) struct Bus {
 pub(crate) struct Elsewhere {
     /// The ioreq server.
     pub(crate) server: u32,
-    /// The function.
+    /// The function, by its name.
     pub(crate) sbdf: Sbdf,
     /// A write needs no answer.
     pub(crate) posted: bool,
@@ -44,22 +74,37 @@ pub(crate) enum Answer {
     Done(u64),
     /// A device model answers.
     Elsewhere(Elsewhere),
-    /// The guest asked for a reset of this function, which takes a while.
-    Resetting(usize, Reset),
+    /// The guest asked for a reset, which takes a while.
+    Resetting(Scope, Vec<Reset>),
+}
+
+/// What a guest resets.
+#[derive(Clone, Copy)]
+pub(crate) enum Scope {
+    /// A passed-through function.
+    Function(usize),
+    /// Everything on a bus below a port, by its name.
+    Bus(u8),
 }
 
 impl Bus {
-    /// Makes a bus with a host bridge and nothing else.
-    pub(crate) fn new() -> Option<Self> {
-        let mut bus = vpci::Bus::new(0, 0, 255).ok()?;
-        bus.insert(Sbdf::from_rid(0, 0), Owner::HostBridge).ok()?;
+    /// Makes a bus with a host bridge and root ports, and nothing below them.
+    pub(crate) fn new(ports: &[manifest::Port]) -> Result<Self, BusError> {
+        let mut bus = vpci::Bus::new(0, 0, 255)?;
+        bus.insert(Sbdf::from_rid(0, 0), Owner::HostBridge)?;
+        for port in ports {
+            // The manifest's check lets no other number through.
+            let below = u8::try_from(port.bus).map_err(|_| BusError::NoSuchBus(port.slot))?;
+            bus.add_port(port.slot, below, port.ari)?;
+        }
         for window in [layout::PCI_32, layout::PCI_64] {
             let start = BusAddress::new(window.start);
-            bus.memory
-                .add_window(BusRange::new(start, window.end - window.start)?)
-                .ok()?;
+            let range = BusRange::new(start, window.end - window.start);
+            let range = range.ok_or(BusError::NoMemory)?;
+            let added = bus.memory.add_window(range);
+            added.map_err(|_| BusError::NoMemory)?;
         }
-        Some(Self {
+        Ok(Self {
             bus,
             bridge: Emulated::host_bridge(),
             stub: Emulated::stub(),
@@ -69,13 +114,39 @@ impl Bus {
 
     /// Puts a device model's function on the bus.
     pub(crate) fn add_emulated(&mut self, slot: Sbdf, server: u32) -> Result<(), BusError> {
-        self.bus.insert(slot, Owner::Ioreq(server))
+        self.bus.insert(slot, Owner::Ioreq(server))?;
+        self.tell_siblings(slot);
+        Ok(())
     }
 
-    /// Answers a config read.
+    /// Tells the functions of the device that the function of that name belongs to which others there are.
+    fn tell_siblings(&mut self, name: Sbdf) {
+        let first = self.bus.function_0(name);
+        for assigned in self.functions.iter_mut().flatten() {
+            let slot = assigned.slot();
+            if self.bus.function_0(slot) == first {
+                let multi = slot == first && self.bus.is_multi_function(first);
+                assigned.set_siblings(multi, self.bus.next_function(slot));
+            }
+        }
+    }
+
+    /// Says where a config access goes if a device model answers it.
+    pub(crate) fn elsewhere(&self, access: ConfigAccess) -> Option<Elsewhere> {
+        match self.bus.route(access.sbdf()) {
+            Some(Owner::Ioreq(server)) => Some(Elsewhere {
+                server,
+                sbdf: self.bus.name(access.sbdf())?,
+                posted: false,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Answers a config read; `None` if a device model does.
     #[inline]
-    pub(crate) fn config_read(&self, access: ConfigAccess) -> Answer {
-        Answer::Done(u64::from(match self.bus.route(access.sbdf()) {
+    pub(crate) fn config_read(&self, access: ConfigAccess) -> Option<u32> {
+        Some(match self.bus.route(access.sbdf()) {
             None => access.size().mask(),
             Some(Owner::Vpci(id)) => match self.functions.get(id) {
                 Some(Some(function)) => function.config_read(access),
@@ -83,15 +154,9 @@ impl Bus {
             },
             Some(Owner::HostBridge) => self.bridge.read(access),
             Some(Owner::Stub) => self.stub.read(access),
-            Some(Owner::Ioreq(server)) => {
-                let sbdf = access.sbdf();
-                return Answer::Elsewhere(Elsewhere {
-                    server,
-                    sbdf,
-                    posted: false,
-                });
-            }
-        }))
+            Some(Owner::Port(bus)) => self.bus.read_port(bus, access),
+            Some(Owner::Ioreq(_)) => return None,
+        })
     }
 
     /// Returns what the guest gets where a device model answered `value`.
@@ -114,16 +179,21 @@ impl Bus {
                     && function.config_write(access, value)
                     && let Some(reset) = self.carry_out(domain, id)
                 {
-                    return Answer::Resetting(id, reset);
+                    return Answer::Resetting(Scope::Function(id), alloc::vec![reset]);
                 }
             }
-            Some(Owner::Ioreq(server)) => {
-                let sbdf = access.sbdf();
-                return Answer::Elsewhere(Elsewhere {
-                    server,
-                    sbdf,
-                    posted: false,
-                });
+            Some(Owner::Port(bus)) => match self.bus.write_port(bus, access, value) {
+                PortChange::None => {}
+                PortChange::Forwarding => self.change_port(domain, bus),
+                PortChange::Reset => {
+                    let resets = self.reset_bus(domain, bus);
+                    return Answer::Resetting(Scope::Bus(bus), resets);
+                }
+            },
+            Some(Owner::Ioreq(_)) => {
+                if let Some(elsewhere) = self.elsewhere(access) {
+                    return Answer::Elsewhere(elsewhere);
+                }
             }
         }
         Answer::Done(0)
@@ -161,7 +231,7 @@ impl Bus {
                 if assigned.store(bar, offset, mmio.bytes(), value)
                     && let Some(reset) = self.carry_out(domain, function)
                 {
-                    return Answer::Resetting(function, reset);
+                    return Answer::Resetting(Scope::Function(function), alloc::vec![reset]);
                 }
                 Answer::Done(0)
             }
@@ -172,23 +242,13 @@ impl Bus {
     pub(crate) fn claim(
         &mut self,
         range: BusRange,
+        of: Sbdf,
         decoder: Decoder<usize>,
     ) -> Result<(), vpci::ClaimError<Decoder<usize>>> {
-        let same = |other: &Decoder<usize>| match (other, &decoder) {
-            (Decoder::Ioreq { sbdf: a, .. }, Decoder::Ioreq { sbdf: b, .. }) => a == b,
-            _ => false,
-        };
-        if self
-            .bus
-            .memory
-            .granted()
-            .filter(|(_, other)| same(other))
-            .count()
-            >= CLAIMS
-        {
+        if self.bus.claims_of(of) >= CLAIMS {
             return Err(vpci::ClaimError::NoMemory);
         }
-        self.bus.memory.claim(range, decoder)
+        self.bus.claim(range, of, decoder)
     }
 
     /// Gives a range of a device model's function back; returns whether there was one.
@@ -199,35 +259,45 @@ impl Bus {
         server: u32,
         of: Sbdf,
     ) -> bool {
-        let Some((range, decoder)) = self.bus.memory.find(at) else {
-            return false;
+        let is_own = |decoder| {
+            matches!(decoder, Decoder::Ioreq { server: s, sbdf, .. }
+            if s == server && sbdf == of)
         };
-        let is_own = matches!(decoder, Decoder::Ioreq { server: s, sbdf, .. }
-            if s == server && sbdf == of);
-        if !is_own || range.start() != at {
-            return false;
-        }
-        let released = self.bus.memory.release(range, decoder);
+        let found = self.bus.unclaim(at, is_own);
         self.map_ready(domain);
-        matches!(released, Released::Granted)
+        found
     }
 
     /// Gives back whatever the functions of a device model have claimed.
     pub(crate) fn unclaim_all(&mut self, domain: &Domain, server: u32, of: Option<Sbdf>) {
-        let wanted = |decoder| {
+        self.bus.unclaim_all(|decoder| {
             matches!(decoder, Decoder::Ioreq { server: s, sbdf, .. }
                 if s == server && of.is_none_or(|of| of == sbdf))
-        };
-        while self.bus.memory.release_any(wanted).is_some() {}
+        });
         self.map_ready(domain);
     }
 
-    /// Returns whether a function is that server's.
-    pub(crate) fn is_emulated_by(&self, sbdf: Sbdf, server: u32) -> bool {
-        self.bus.route(sbdf) == Some(Owner::Ioreq(server))
+    /// Returns whether the function of that name is that server's.
+    pub(crate) fn is_emulated_by(&self, name: Sbdf, server: u32) -> bool {
+        self.bus.owner(name) == Some(Owner::Ioreq(server))
     }
 
-    /// Returns the functions of device models: all that there are on the bus.
+    /// Returns as what a message of the function of that name comes to the ITS; `None` if none gets
+    /// there.
+    pub(crate) fn requester(&self, name: Sbdf) -> Option<Sbdf> {
+        self.bus.requester(name)
+    }
+
+    /// Returns the first function of a device model on a bus, by their names, behind `after`.
+    pub(crate) fn next_emulated(&self, bus: u8, after: Option<Sbdf>) -> Option<(Sbdf, u32)> {
+        let mut functions = self.bus.functions_on(bus);
+        functions.find_map(|(name, owner)| match owner {
+            Owner::Ioreq(server) if Some(name) > after => Some((name, server)),
+            _ => None,
+        })
+    }
+
+    /// Returns the functions of device models, by name: all that there are.
     pub(crate) fn emulated(&self) -> Vec<(Sbdf, u32)> {
         let present = self.bus.functions_present();
         present
@@ -236,6 +306,49 @@ impl Bus {
                 _ => None,
             })
             .collect()
+    }
+
+    /// Lets the functions below a port know what gets through it now.
+    #[cold]
+    fn change_port(&mut self, domain: &Domain, bus: u8) {
+        domain.bus_numbers.set(bus, self.bus.number(bus));
+        for id in 0..self.functions.len() {
+            if let Some(Some(assigned)) = self.functions.get_mut(id)
+                && assigned.slot().bus() == bus
+                && assigned.set_upstream(self.bus.upstream(assigned.slot()))
+            {
+                self.carry_out(domain, id);
+            }
+        }
+        self.bus.update_claims(bus);
+        self.map_ready(domain);
+    }
+
+    /// Resets the models of the passed-through functions below a port that holds its link down, and
+    /// returns the resets of the devices. Device models are to be told.
+    #[cold]
+    fn reset_bus(&mut self, domain: &Domain, bus: u8) -> Vec<Reset> {
+        self.change_port(domain, bus);
+        let mut resets = Vec::new();
+        for id in 0..self.functions.len() {
+            let Some(Some(assigned)) = self.functions.get_mut(id) else {
+                continue;
+            };
+            if assigned.slot().bus() != bus {
+                continue;
+            }
+            assigned.forget();
+            self.carry_out(domain, id);
+            let assigned = self.functions.get_mut(id).and_then(Option::as_mut);
+            if let Some(reset) = assigned.and_then(|assigned| assigned.start_reset(domain)) {
+                if resets.try_reserve(1).is_ok() {
+                    resets.push(reset);
+                } else {
+                    error!("domain {}: no memory to reset a device", domain.name());
+                }
+            }
+        }
+        resets
     }
 
     /// Does what a model says, in its order. Returns the reset that the guest asked for.
@@ -295,7 +408,11 @@ impl Bus {
             .insert(config.slot, Owner::Vpci(id))
             .map_err(AssignError::Slot)?;
         match Assigned::take(domain, config, wait) {
-            Ok(assigned) => self.functions.push(Some(assigned)),
+            Ok(mut assigned) => {
+                // Nothing is decoded yet, and it is no bus master: there is no effect.
+                let _: bool = assigned.set_upstream(self.bus.upstream(config.slot));
+                self.functions.push(Some(assigned));
+            }
             Err(error) => {
                 self.bus.remove(config.slot);
                 return Err(error);
@@ -305,21 +422,16 @@ impl Bus {
         Ok(())
     }
 
-    /// Tells the functions of a device which others it has now.
-    fn tell_siblings(&mut self, of: Sbdf) {
-        for assigned in self.functions.iter_mut().flatten() {
-            let slot = assigned.slot();
-            if slot.sibling(0) == of.sibling(0) {
-                let multi = slot.function() == 0 && self.bus.is_multi_function(slot);
-                assigned.set_siblings(multi, self.bus.next_function(slot));
-            }
-        }
-    }
-
     /// Puts all functions into the state of power-on for a domain that starts again: returns the
     /// resets that this takes.
     pub(crate) fn reset(&mut self, domain: &Domain) -> Vec<Reset> {
         self.bridge.reset();
+        self.bus.reset_ports();
+        let mut after = None;
+        while let Some(bus) = self.bus.next_bus(after) {
+            self.change_port(domain, bus);
+            after = Some(bus);
+        }
         let mut resets = Vec::new();
         for id in 0..self.functions.len() {
             if let Some(Some(assigned)) = self.functions.get_mut(id) {
@@ -340,10 +452,17 @@ impl Bus {
         }
     }
 
-    /// Makes one function usable again after its reset.
-    pub(crate) fn after_function_reset(&mut self, domain: &Domain, id: usize) {
-        if let Some(Some(assigned)) = self.functions.get_mut(id) {
-            assigned.enable(domain);
+    /// Makes what a guest has reset usable again.
+    pub(crate) fn after_reset_of(&mut self, domain: &Domain, scope: Scope) {
+        for (id, assigned) in self.functions.iter_mut().enumerate() {
+            let Some(assigned) = assigned else { continue };
+            let was_reset = match scope {
+                Scope::Function(function) => function == id,
+                Scope::Bus(bus) => bus == assigned.slot().bus(),
+            };
+            if was_reset {
+                assigned.enable(domain);
+            }
         }
     }
 

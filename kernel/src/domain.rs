@@ -1,6 +1,6 @@
 //! Domains: what each is made of, and how one is made.
 
-use crate::bus::Bus;
+use crate::bus::{Bus, Numbers};
 use crate::interrupts::Interrupts;
 use crate::lifecycle::{Lifecycle, Then};
 use crate::memory::{self, TableFrames};
@@ -50,10 +50,12 @@ pub(crate) struct Domain {
     pub(crate) lifecycle: Mutex<Lifecycle>,
     /// Resets of its functions that are on their way while it is stopped, and what follows then.
     pub(crate) resets: Mutex<(Vec<pci::Reset>, Then)>,
-    /// Its PCI bus, if it was made with a host bridge.
+    /// Its PCI buses, if it was made with a host bridge.
     pub(crate) pci: Option<Mutex<Bus>>,
     /// The interrupt pins of its passed-through functions.
     pub(crate) pins: intx::Functions<pci::Function<'static, Ecam>>,
+    /// The numbers that its guest gave to its buses.
+    pub(crate) bus_numbers: Numbers,
     /// Its devices' translation, if it was made with an IOMMU.
     pub(crate) dma: Option<Dma>,
     /// The servers of device models that serve it.
@@ -118,6 +120,8 @@ pub(crate) enum MakeError {
     Affinity,
     /// The payload does not fit.
     Payload(&'static str),
+    /// Its buses cannot be made.
+    Bus(vpci::BusError),
 }
 
 impl fmt::Display for MakeError {
@@ -128,6 +132,7 @@ impl fmt::Display for MakeError {
             Self::NoVmid => f.write_str("all VMIDs are in use"),
             Self::Affinity => f.write_str("none of the pCPUs that it may run on has started"),
             Self::Payload(why) => f.write_str(why),
+            Self::Bus(error) => write!(f, "{error}"),
         }
     }
 }
@@ -424,9 +429,8 @@ impl Domain {
         let vttbr = vttbr_el2(vmid, stage2.root());
         Tlb { vttbr }.all();
         let pci = if config.host_bridge {
-            Some(Mutex::new(
-                Bus::new().ok_or(MakeError::NoMemory("its bus"))?,
-            ))
+            let bus = Bus::new(&config.ports).map_err(MakeError::Bus)?;
+            Some(Mutex::new(bus))
         } else {
             None
         };
@@ -463,6 +467,7 @@ impl Domain {
             resets: Mutex::new((Vec::new(), Then::Off)),
             pci,
             pins: intx::Functions::default(),
+            bus_numbers: Numbers::new(),
             dma,
             links: Mutex::new(Vec::new()),
             serving,

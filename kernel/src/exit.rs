@@ -141,6 +141,7 @@ fn handle(cpu: &'static Pcpu, cause: Cause) -> *mut Frame {
 
 /// Handles a synchronous exit.
 #[rustfmt::skip]
+#[inline(always)]
 fn synchronous(running: &mut Running<'_>) -> Next {
     match syndrome::decode(sysreg::read!("esr_el2")) {
         Exit::Hypercall(immediate)  => smccc::handle(running, immediate),

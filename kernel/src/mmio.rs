@@ -1,6 +1,6 @@
 //! Accesses that stage 2 does not let through: to a device that EL2 emulates, or to nothing.
 
-use crate::bus::{self, Answer, Bus};
+use crate::bus::{self, Answer, Bus, Elsewhere, Scope};
 use crate::exit::{Exception, Next};
 use crate::pcpu::Running;
 use crate::servers::{self, Asked, Sent};
@@ -182,8 +182,11 @@ pub(crate) enum Pending {
     Memory(Mmio, Asked),
     /// A config access, answered by a device model.
     Config(Config, Asked),
-    /// The reset of a function, which the guest asked for.
-    FunctionReset(Mmio, usize, Vec<Reset>),
+    /// Resets of devices, which the guest asked for.
+    Reset(Mmio, Scope, Vec<Reset>),
+    /// The reset of this function of a device model's, on a bus that the guest resets; or room in the
+    /// slot to ask for it.
+    BusReset(Mmio, Option<Asked>, Option<Sbdf>, u8),
     /// The resets of device models' functions, before the domain starts again.
     DomainReset(Asked, Vec<(Sbdf, u32)>),
     /// The slot of the device model, which something from before a reset still has: the access is
@@ -198,7 +201,8 @@ impl Pending {
             Self::Memory(_, asked) | Self::Config(_, asked) | Self::DomainReset(asked, _) => {
                 Some(asked)
             }
-            Self::FunctionReset(..) | Self::Slot => None,
+            Self::BusReset(_, asked, ..) => asked,
+            Self::Reset(..) | Self::Slot => None,
         }
     }
 }
@@ -225,8 +229,8 @@ fn config(running: &mut Running<'_>, bus: &Mutex<Bus>, mmio: Mmio) -> Option<Nex
         if mmio.store.is_none() {
             // What drivers do most, and what EL2 answers by itself.
             let answer = bus.lock().config_read(access);
-            if let Answer::Done(value) = answer {
-                return Some(answer_load(running, mmio, value));
+            if let Some(value) = answer {
+                return Some(answer_load(running, mmio, value.into()));
             }
         }
         (access, None)
@@ -251,7 +255,14 @@ fn config_step(running: &mut Running<'_>, bus: &Mutex<Bus>, config: Config) -> N
     )]
     let store = mmio.store.map(|value| (value >> shift & mask) as u32);
     let answer = match store {
-        None => bus.lock().config_read(access),
+        None => {
+            let bus = bus.lock();
+            let elsewhere = bus.elsewhere(access).map(Answer::Elsewhere);
+            elsewhere.unwrap_or_else(|| {
+                let value = bus.config_read(access);
+                Answer::Done(value.unwrap_or(access.size().mask()).into())
+            })
+        }
         Some(value) => bus.lock().config_write(running.domain, access, value),
     };
     match answer {
@@ -280,7 +291,7 @@ fn config_step(running: &mut Running<'_>, bus: &Mutex<Bus>, config: Config) -> N
                 Sent::Unanswered(value) => config_done(running, bus, config, value as u32),
             }
         }
-        Answer::Resetting(id, reset) => function_reset(running, mmio, id, alloc::vec![reset]),
+        Answer::Resetting(scope, resets) => reset(running, mmio, scope, resets),
     }
 }
 
@@ -309,7 +320,7 @@ fn memory_space(running: &mut Running<'_>, bus: &Mutex<Bus>, mmio: Mmio) -> Next
     let answer = bus.lock().memory(running.domain, mmio);
     match answer {
         Answer::Done(value) => answer_load(running, mmio, value),
-        Answer::Resetting(id, reset) => function_reset(running, mmio, id, alloc::vec![reset]),
+        Answer::Resetting(scope, resets) => reset(running, mmio, scope, resets),
         Answer::Elsewhere(to) => {
             let request = Request {
                 kind: if mmio.store.is_some() {
@@ -343,23 +354,47 @@ fn wait(running: &mut Running<'_>, pending: Pending) -> Next {
     Next::Resume
 }
 
-/// Carries the reset of a function on, and completes the guest's access when it is done.
-fn function_reset(
-    running: &mut Running<'_>,
-    mmio: Mmio,
-    id: usize,
-    mut resets: Vec<Reset>,
-) -> Next {
+/// Carries resets of devices on, and completes the guest's access when they are done.
+#[cold]
+fn reset(running: &mut Running<'_>, mmio: Mmio, scope: Scope, mut resets: Vec<Reset>) -> Next {
     if let Some(milliseconds) = bus::step(&mut resets) {
-        running.state.pending = Some(Pending::FunctionReset(mmio, id, resets));
+        running.state.pending = Some(Pending::Reset(mmio, scope, resets));
         sched::wait_for_answer(running);
         sched::sleep(&running.reference(), milliseconds);
         return Next::Resume;
     }
     if let Some(bus) = &running.domain.pci {
-        bus.lock().after_function_reset(running.domain, id);
+        bus.lock().after_reset_of(running.domain, scope);
     }
-    answer_load(running, mmio, 0)
+    match scope {
+        Scope::Function(_) => answer_load(running, mmio, 0),
+        Scope::Bus(bus) => bus_reset(running, mmio, bus, None),
+    }
+}
+
+/// Goes on with the reset of a bus: tells the device models, one function after the other, behind `after`.
+#[cold]
+fn bus_reset(running: &mut Running<'_>, mmio: Mmio, bus: u8, mut after: Option<Sbdf>) -> Next {
+    loop {
+        let pci = running.domain.pci.as_ref();
+        let next = pci.and_then(|pci| pci.lock().next_emulated(bus, after));
+        let Some((sbdf, server)) = next else {
+            return answer_load(running, mmio, 0);
+        };
+        let to = Elsewhere {
+            server,
+            sbdf,
+            posted: false,
+        };
+        match servers::send(running, to, Request::reset(sbdf)) {
+            Sent::Asked(asked) => {
+                let pending = Pending::BusReset(mmio, Some(asked), Some(sbdf), bus);
+                return wait(running, pending);
+            }
+            Sent::Busy => return wait(running, Pending::BusReset(mmio, None, after, bus)),
+            Sent::Posted | Sent::Unanswered(_) => after = Some(sbdf),
+        }
+    }
 }
 
 /// Goes on with what the loaded vCPU waits for, if it has come.
@@ -369,7 +404,13 @@ pub(crate) fn answer(running: &mut Running<'_>) {
     };
     let next = match pending {
         Pending::Slot => Next::Resume,
-        Pending::FunctionReset(mmio, id, resets) => function_reset(running, mmio, id, resets),
+        Pending::Reset(mmio, scope, resets) => reset(running, mmio, scope, resets),
+        Pending::BusReset(mmio, asked, after, bus) => {
+            if let Some(Err(asked)) = asked.map(taken) {
+                return wait_on(running, Pending::BusReset(mmio, Some(asked), after, bus));
+            }
+            bus_reset(running, mmio, bus, after)
+        }
         Pending::Memory(mmio, asked) => match taken(asked) {
             Ok(value) => answer_load(running, mmio, value),
             Err(asked) => return wait_on(running, Pending::Memory(mmio, asked)),

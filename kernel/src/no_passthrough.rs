@@ -7,7 +7,7 @@
 use crate::domain::Domain;
 use core::fmt;
 use pci::Reset;
-use vpci::{BarIndex, BusError, BusRange, ConfigAccess, Effect, Sbdf};
+use vpci::{BarIndex, BusError, BusRange, ConfigAccess, Effect, Sbdf, Upstream};
 
 /// There is none.
 pub(crate) enum Assigned {}
@@ -39,6 +39,10 @@ impl Assigned {
         _wait: impl FnMut(u32),
     ) -> Result<Self, AssignError> {
         Err(AssignError::NotBuilt)
+    }
+
+    pub(crate) fn set_upstream(&mut self, _upstream: Upstream) -> bool {
+        match *self {}
     }
 
     pub(crate) fn slot(&self) -> Sbdf {

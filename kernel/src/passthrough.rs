@@ -15,7 +15,7 @@ use pci::{Header, Method, Reset, ResetError};
 use vpci::{
     BarIndex, BarInfo, BarRead, BarWrite, BuildError, BusAddress, BusError, BusRange, Change,
     ConfigAccess, Effect, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
-    Vendor,
+    Upstream, Vendor,
 };
 
 /// Command (PCI Express Base Specification, 7.5.1.1.3).
@@ -152,6 +152,13 @@ fn map_trapped(model: &Model) -> Result<Vec<(u64, Window)>, &'static str> {
     Ok(trapped)
 }
 
+/// Returns the virtual port that a slot of a domain is below.
+fn port_above(domain: &Domain, slot: Sbdf) -> Option<Sbdf> {
+    let mut ports = domain.config.ports.iter();
+    let port = ports.find(|port| port.bus == u32::from(slot.bus()))?;
+    Some(port.slot)
+}
+
 impl Assigned {
     /// Takes a physical function over for a domain: reset, quiet, and behind the SMMU. On an error
     /// nothing is changed.
@@ -200,7 +207,7 @@ impl Assigned {
             }
             owners[index] = Some(domain.id);
         }
-        let taken = Self::prepare(domain.id, config, physical, index, method, wait);
+        let taken = Self::prepare(domain, config, physical, index, method, wait);
         let taken = taken.and_then(|mut assigned| {
             let attached = physical
                 .attach(index, domain, dma)
@@ -234,7 +241,7 @@ impl Assigned {
 
     #[cold]
     fn prepare(
-        domain: u32,
+        domain: &Domain,
         config: &manifest::Function,
         physical: &'static Physical,
         index: usize,
@@ -255,10 +262,11 @@ impl Assigned {
             .filter_map(|bar| bar.info())
             .collect();
         let line = physical.lines.of(index);
+        let port = port_above(domain, config.slot);
         let setup = Setup {
             bars: &bars,
             doorbell: BusAddress::new(layout::DOORBELL),
-            position: Position::RootBus,
+            position: port.map_or(Position::RootBus, |_| Position::BelowPort),
             pin: line.map_or(Pin::Hidden, |_| Pin::Shown),
             vendor: if config.vendor_capabilities {
                 Vendor::Shown
@@ -273,7 +281,7 @@ impl Assigned {
             _ if physical.vectors(index) == 0 => None,
             (Some(messages), Some(events)) => Some(
                 messages
-                    .allocate(&events, domain)
+                    .allocate(&events, domain.id)
                     .map_err(AssignError::Vectors)?,
             ),
             // Its interrupts would be shown and never come.
@@ -289,7 +297,11 @@ impl Assigned {
             pin: None,
             wiring: line.map(|(pin, line)| Wiring {
                 line,
-                spi: intx::spi([config.slot.device()], pin),
+                // Below a port there is device 0 only, with all functions.
+                spi: match port {
+                    None => intx::spi([config.slot.device()], pin),
+                    Some(port) => intx::spi([0, port.device()], pin),
+                },
             }),
             msi: vpci::Msi::OFF,
             has_misdirected: false,
@@ -300,7 +312,12 @@ impl Assigned {
         Ok(assigned)
     }
 
-    /// Returns where the domain sees it.
+    /// Says what gets through the port above, and returns whether there are effects.
+    pub(crate) fn set_upstream(&mut self, upstream: Upstream) -> bool {
+        self.model.set_upstream(upstream) == Change::Effects
+    }
+
+    /// Returns its name: where the domain sees it, with the configuration's number of its bus.
     pub(crate) fn slot(&self) -> Sbdf {
         self.slot
     }
@@ -563,7 +580,7 @@ impl Assigned {
         let event = u32::from(vector);
         match message {
             Message::Live { data } => {
-                messages.route(vectors, event, Some((domain, self.slot.rid().into(), data)));
+                messages.route(vectors, event, Some((domain, self.slot, data)));
                 let doorbell = messages.doorbell();
                 self.write_device(entry, 4, doorbell & 0xffff_ffff);
                 self.write_device(entry + 4, 4, doorbell >> 32);
@@ -640,7 +657,7 @@ impl Assigned {
         if !goes_on || before.message != msi.message {
             let base = data & !(u32::from(msi.vectors) - 1);
             for event in 0..u32::from(msi.vectors) {
-                let to = (domain, u32::from(self.slot.rid()), base | event);
+                let to = (domain, self.slot, base | event);
                 messages.route(vectors, event, Some(to));
             }
         }

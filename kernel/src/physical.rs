@@ -140,8 +140,8 @@ enum Route {
     Free,
     /// A function has it; nothing is programmed.
     Idle,
-    /// To this event of this device in the domain's virtual ITS.
-    To(Arc<Domain>, u32, u32),
+    /// To this event of this function, by its name, in the domain's virtual ITS.
+    To(Arc<Domain>, Sbdf, u32),
 }
 
 static PHYSICAL: Once<Option<Physical>> = Once::new();
@@ -821,13 +821,15 @@ impl Messages {
         }
     }
 
-    /// Says where a vector's messages go: to an event of a device of the domain's, or nowhere.
-    pub(crate) fn route(&self, vectors: &Vectors, vector: u32, to: Option<(&Domain, u32, u32)>) {
+    /// Says where a vector's messages go: to an event of a function of the domain's, or nowhere.
+    pub(crate) fn route(&self, vectors: &Vectors, vector: u32, to: Option<(&Domain, Sbdf, u32)>) {
         let Some(lpi) = vectors.lpis.get(vector as usize) else {
             return;
         };
         let route = match to {
-            Some((domain, device, event)) => Route::To(domain.reference(0).domain, device, event),
+            Some((domain, function, event)) => {
+                Route::To(domain.reference(0).domain, function, event)
+            }
             None => Route::Idle,
         };
         let mut routes = self.routes.lock();
@@ -852,12 +854,14 @@ impl Messages {
             .lock()
             .get((lpi.wrapping_sub(FIRST_LPI)) as usize)
         {
-            Some(Route::To(domain, device, event)) => Some((domain.clone(), *device, *event)),
+            Some(Route::To(domain, function, event)) => Some((domain.clone(), *function, *event)),
             _ => None,
         };
-        if let Some((domain, device, event)) = to {
+        if let Some((domain, function, event)) = to
+            && let Some(device) = domain.bus_numbers.requester(function)
+        {
             // What the domain's ITS does not know is dropped, as hardware does.
-            let _ = domain.interrupts.msi(&domain, device, event);
+            let _ = domain.interrupts.msi(&domain, device.into(), event);
         }
     }
 

@@ -463,7 +463,7 @@ pub(crate) fn map(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
     };
     let pci = target.pci.as_ref().ok_or(Status::Gone)?;
     pci.lock()
-        .claim(range, decoder)
+        .claim(range, sbdf, decoder)
         .map_err(|error| match error {
             ClaimError::Outside(_) => Status::BadAddress,
             ClaimError::Taken { .. } => Status::Busy,
@@ -489,8 +489,13 @@ pub(crate) fn msi(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
         return Err(Status::BadAddress);
     }
     let event = u32::try_from(data).map_err(|_| Status::InvalidArgument)?;
-    // What the target's ITS does not know is dropped, as hardware does.
-    let _ = target.interrupts.msi(&target, sbdf.into(), event);
+    let pci = target.pci.as_ref().ok_or(Status::Gone)?;
+    let requester = pci.lock().requester(sbdf);
+    // What the port above does not let through, and what the target's ITS does not know, is dropped, as
+    // hardware does.
+    if let Some(requester) = requester {
+        let _ = target.interrupts.msi(&target, requester.into(), event);
+    }
     Ok(())
 }
 

@@ -41,6 +41,21 @@ pub struct BusRange {
 }
 
 impl BusRange {
+    /// Every address that there is.
+    pub(crate) const ALL: Self = Self {
+        first: 0,
+        last: u64::MAX,
+    };
+
+    /// Names what lies from `first` to `last`, which is part of it; `None` if that is nothing.
+    pub(crate) const fn between(first: u64, last: u64) -> Option<Self> {
+        if first <= last {
+            Some(Self { first, last })
+        } else {
+            None
+        }
+    }
+
     /// Names the `size` bytes from `start`; `None` if there are none, or if they pass the last
     /// address.
     #[must_use]

@@ -1,20 +1,38 @@
 //! One virtual bus hierarchy: which function answers which config access, and which address.
 //!
 //! ```text
-//!  SBDF --> buses[bus] --> functions[device.function] --> Owner
+//!  SBDF --> reach[current bus number] --> buses[bus] --> functions[device.function] --> Owner
+//!               |                           |
+//!               |                           +-- by the number that the configuration gives it
+//!               +-- as the guest has programmed the root ports
 //! ```
 //!
-//! A bus on which nothing sits costs one empty slot; a lookup is two indexed loads, however many
-//! functions there are.
+//! A function has the name that its configuration gives it, for as long as it is there. A guest finds
+//! it by the number that its bus has at the moment: bus 0 always has its own, and a bus below a root
+//! port the one that the guest gives the port. After a reset that is none, and the bus is out of reach.
+//!
+//! A lookup is three indexed loads, however many functions, buses and ports there are. A bus on which
+//! nothing sits costs one empty place.
+//!
+//! Config requests go as the PCI Express Base Specification says (7.3.3): to the port whose secondary
+//! to subordinate bus numbers hold the one that is asked for, and from there, as type 0 requests, to
+//! the function if it is the secondary one. A port has no bridges below it, so that the numbers behind
+//! the secondary one lead nowhere. Numbers that two ports claim are the first one's, in the order of
+//! device and function; the root bus's own number is never a port's.
 
+mod claims;
+
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
 use crate::emulated::{HEADER_TYPE, MULTI_FUNCTION};
-use crate::{BarIndex, ConfigAccess, MemoryMap, Sbdf, ecam};
+use crate::port::Port;
+use crate::{BarIndex, ConfigAccess, MemoryMap, PortChange, Sbdf, Upstream, ecam};
+use claims::Claims;
 
-/// Functions that a bus can have.
-const BUS_FUNCTIONS: usize = 256;
+/// Functions that a bus can have, and buses that a hierarchy can.
+const COUNT: usize = 256;
 
 /// Who answers the config accesses of a function. `V` is the kernel's handle of a passed-through one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +41,8 @@ pub enum Owner<V> {
     HostBridge,
     /// Stands in for function 0 of a device that has others: guests look at function 0 first.
     Stub,
+    /// The root port above this bus.
+    Port(u8),
     /// A passed-through function.
     Vpci(V),
     /// The device model behind this ioreq server.
@@ -43,7 +63,7 @@ pub enum Decoder<V> {
     Ioreq {
         /// The ioreq server.
         server: u32,
-        /// The function.
+        /// The function, by its name.
         sbdf: Sbdf,
         /// Whether writes to the range need no answer.
         posted: bool,
@@ -53,12 +73,18 @@ pub enum Decoder<V> {
 /// Why a function was not put on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BusError {
-    /// Another segment, or a bus number outside the hierarchy.
+    /// Another segment, or a bus to which no port leads.
     NoSuchBus(Sbdf),
     /// Another function has that slot.
     Occupied(Sbdf),
-    /// A stub comes and goes by itself.
-    StubIsAutomatic,
+    /// Below a port without ARI Forwarding there is device 0 only.
+    NotBelowPort(Sbdf),
+    /// A root port belongs on the root bus.
+    NotOnRootBus(Sbdf),
+    /// Another port leads to that bus, or it is the root bus.
+    BusTaken(u8),
+    /// Ports and stubs are put in by other means.
+    NotAFunction,
     /// No memory is left for the bus's table.
     NoMemory,
 }
@@ -68,7 +94,15 @@ impl fmt::Display for BusError {
         match self {
             Self::NoSuchBus(sbdf) => write!(f, "{sbdf} is on no bus of this hierarchy"),
             Self::Occupied(sbdf) => write!(f, "{sbdf} is taken already"),
-            Self::StubIsAutomatic => f.write_str("a stub is put in by itself"),
+            Self::NotBelowPort(sbdf) => {
+                write!(
+                    f,
+                    "{sbdf}: a port without ARI Forwarding leads to device 0 only"
+                )
+            }
+            Self::NotOnRootBus(sbdf) => write!(f, "{sbdf} is no place for a root port"),
+            Self::BusTaken(bus) => write!(f, "bus {bus:02x} is there already"),
+            Self::NotAFunction => f.write_str("a stub is put in by itself, and a port as one"),
             Self::NoMemory => f.write_str("no memory left for the table of a bus"),
         }
     }
@@ -76,39 +110,64 @@ impl fmt::Display for BusError {
 
 impl core::error::Error for BusError {}
 
-/// The functions of one bus, by device and function; empty as long as it has none.
-type Functions<V> = Vec<Option<Owner<V>>>;
+/// The functions of one bus, by device and function; none as long as it is empty.
+type Functions<V> = Option<Box<[Option<Owner<V>>; COUNT]>>;
+
+/// Where a bus number leads.
+#[derive(Clone, Copy, Debug)]
+struct Reach {
+    /// To this bus, by its name.
+    bus: u8,
+    /// And there to the functions up to this one.
+    last: u8,
+}
+
+/// A root port, and the bus below it.
+#[derive(Debug)]
+struct Link {
+    slot: Sbdf,
+    bus: u8,
+    port: Port,
+}
 
 /// Routing table of one hierarchy, and the memory that its functions decode.
 #[derive(Debug)]
 pub struct Bus<V> {
     segment: u16,
     first: u8,
-    buses: Vec<Functions<V>>,
+    last: u8,
+    /// By current number.
+    reach: Box<[Option<Reach>; COUNT]>,
+    /// By name.
+    buses: Box<[Functions<V>; COUNT]>,
+    /// In the order of their slots.
+    ports: Vec<Link>,
+    /// What device models' functions below ports have claimed.
+    claims: Claims<V>,
     /// The bridge's windows, and who decodes what in them.
     pub memory: MemoryMap<Decoder<V>>,
 }
 
 impl<V: Copy + Eq> Bus<V> {
-    /// Makes an empty hierarchy of the buses `first` to `last` of `segment`; none if `last` is the
-    /// smaller.
+    /// Makes an empty hierarchy whose root bus has the number `first`, and in which buses can be
+    /// numbered up to `last`.
     ///
     /// # Errors
     ///
     /// If memory is short.
     pub fn new(segment: u16, first: u8, last: u8) -> Result<Self, BusError> {
-        let count = (usize::from(last) + 1).saturating_sub(first.into());
-        let mut buses = Vec::new();
-        buses
-            .try_reserve_exact(count)
-            .map_err(|_| BusError::NoMemory)?;
-        buses.resize_with(count, Vec::new);
-        Ok(Self {
+        let mut bus = Self {
             segment,
             first,
-            buses,
+            last,
+            reach: table(|| None)?,
+            buses: table(|| None)?,
+            ports: Vec::new(),
+            claims: Claims::new(),
             memory: MemoryMap::new(),
-        })
+        };
+        bus.find_buses();
+        Ok(bus)
     }
 
     /// Decodes an access at `offset` of the hierarchy's ECAM window, which starts with its first bus.
@@ -120,127 +179,337 @@ impl<V: Copy + Eq> Bus<V> {
         ecam::decode(self.segment, skipped.checked_add(offset)?, bytes)
     }
 
-    /// Returns who answers for `sbdf`; `None` if nobody does, and reads give all ones.
+    /// Returns who answers for `sbdf`, by the number that its bus has now; `None` if nobody does, and
+    /// reads give all ones.
+    #[inline]
     #[must_use]
     pub fn route(&self, sbdf: Sbdf) -> Option<Owner<V>> {
-        *self.functions(sbdf)?.get(slot(sbdf))?
+        let reach = self.reach(sbdf)?;
+        *self.on_bus(reach.bus)?.get(slot(sbdf))?
     }
 
-    /// Returns every function there is, stubs included, in order.
+    /// Returns the name of the function that is reached as `sbdf` now; `None` if nothing is.
+    #[must_use]
+    pub fn name(&self, sbdf: Sbdf) -> Option<Sbdf> {
+        let bus = self.reach(sbdf)?.bus;
+        Some(on(sbdf, bus))
+    }
+
+    /// Returns who answers for the function of that name, whether it can be reached or not.
+    #[must_use]
+    pub fn owner(&self, name: Sbdf) -> Option<Owner<V>> {
+        if name.segment() != self.segment {
+            return None;
+        }
+        *self.on_bus(name.bus())?.get(slot(name))?
+    }
+
+    /// Returns the number that the bus of that name has now; `None` if its port was given none.
+    ///
+    /// It is the port's secondary bus number, also while nothing gets down there.
+    #[must_use]
+    pub fn number(&self, bus: u8) -> Option<u8> {
+        if bus == self.first {
+            return Some(bus);
+        }
+        let (secondary, _) = self.link(bus)?.port.buses();
+        (self.first < secondary && secondary <= self.last).then_some(secondary)
+    }
+
+    /// Returns as what a request of the function of that name travels upstream: its requester ID with
+    /// the segment. `None` if none gets through the port above it.
+    #[must_use]
+    pub fn requester(&self, name: Sbdf) -> Option<Sbdf> {
+        let number = self.number(name.bus())?;
+        self.upstream(name).lets_out().then_some(on(name, number))
+    }
+
+    /// Returns what the port above the function of that name lets through.
+    #[must_use]
+    pub fn upstream(&self, name: Sbdf) -> Upstream {
+        if name.bus() == self.first {
+            return Upstream::ROOT;
+        }
+        let link = self.link(name.bus());
+        link.map_or(Upstream::CLOSED, |link| link.port.upstream())
+    }
+
+    /// Returns every function there is, ports and stubs included, by name and in order.
     pub fn functions_present(&self) -> impl Iterator<Item = (Sbdf, Owner<V>)> {
-        (self.first..=u8::MAX)
-            .zip(&self.buses)
-            .flat_map(move |(bus, functions)| {
-                (0..=u8::MAX)
-                    .zip(functions)
-                    .filter_map(move |(slot, owner)| {
-                        let rid = u16::from(bus) << 8 | u16::from(slot);
-                        Some((Sbdf::from_rid(self.segment, rid), (*owner)?))
-                    })
+        (0..=u8::MAX).flat_map(move |bus| self.functions_on(bus))
+    }
+
+    /// Returns the functions on the bus of that name, by their own names and in order.
+    pub fn functions_on(&self, bus: u8) -> impl Iterator<Item = (Sbdf, Owner<V>)> {
+        let functions = self.on_bus(bus).into_iter().flatten();
+        (0..=u8::MAX)
+            .zip(functions)
+            .filter_map(move |(slot, owner)| {
+                let rid = u16::from(bus) << 8 | u16::from(slot);
+                Some((Sbdf::from_rid(self.segment, rid), (*owner)?))
             })
     }
 
-    /// Puts a function on the bus. If its device has no function 0, a stub appears there.
+    /// Returns the buses below ports, by name and in the order of the ports.
+    pub fn buses_below_ports(&self) -> impl Iterator<Item = u8> {
+        self.ports.iter().map(|link| link.bus)
+    }
+
+    /// Returns the next bus below a port, by their names, behind `after`.
+    #[must_use]
+    pub fn next_bus(&self, after: Option<u8>) -> Option<u8> {
+        let behind = self.buses_below_ports().filter(|bus| Some(*bus) > after);
+        behind.min()
+    }
+
+    /// Puts a root port at `slot`, and a bus below it that has the name `bus`. With `ari` the port can
+    /// forward requests to 256 functions of one device, without to eight.
+    ///
+    /// # Errors
+    ///
+    /// If the slot is taken or not on the root bus, if the bus is there already, or if memory is short.
+    pub fn add_port(&mut self, slot: Sbdf, bus: u8, ari: bool) -> Result<(), BusError> {
+        if slot.segment() != self.segment || slot.bus() != self.first {
+            return Err(BusError::NotOnRootBus(slot));
+        }
+        if bus < self.first || bus > self.last {
+            return Err(BusError::NoSuchBus(on(slot, bus)));
+        }
+        if bus == self.first || self.link(bus).is_some() {
+            return Err(BusError::BusTaken(bus));
+        }
+        self.ports.try_reserve(1).map_err(|_| BusError::NoMemory)?;
+        self.put(slot, Owner::Port(bus))?;
+        let index = self.ports.partition_point(|link| link.slot < slot);
+        let port = Port::new(slot.device_function(), ari);
+        self.ports.insert(index, Link { slot, bus, port });
+        self.find_buses();
+        Ok(())
+    }
+
+    /// Puts a function on the bus, by its name. If its device has no function 0, a stub appears there.
     ///
     /// The multi-function bits of the device may have to change: see [`Bus::is_multi_function`].
     ///
     /// # Errors
     ///
     /// If the slot is taken by anything but a stub, if there is no such bus, or if memory is short.
-    pub fn insert(&mut self, sbdf: Sbdf, owner: Owner<V>) -> Result<(), BusError> {
-        if owner == Owner::Stub {
-            return Err(BusError::StubIsAutomatic);
+    pub fn insert(&mut self, name: Sbdf, owner: Owner<V>) -> Result<(), BusError> {
+        if matches!(owner, Owner::Stub | Owner::Port(_)) {
+            return Err(BusError::NotAFunction);
         }
-        let functions = self.functions_mut(sbdf).ok_or(BusError::NoSuchBus(sbdf))?;
-        if functions.is_empty() {
-            functions
-                .try_reserve_exact(BUS_FUNCTIONS)
-                .map_err(|_| BusError::NoMemory)?;
-            functions.resize(BUS_FUNCTIONS, None);
+        self.put(name, owner)
+    }
+
+    fn put(&mut self, name: Sbdf, owner: Owner<V>) -> Result<(), BusError> {
+        let leads_there = name.bus() == self.first || self.link(name.bus()).is_some();
+        if name.segment() != self.segment || name.bus() > self.last || !leads_there {
+            return Err(BusError::NoSuchBus(name));
         }
-        let entry = functions
-            .get_mut(slot(sbdf))
-            .ok_or(BusError::NoSuchBus(sbdf))?;
+        let device = self.device(name);
+        if !device.contains(&slot(name)) {
+            return Err(BusError::NotBelowPort(name));
+        }
+        let functions = self.buses.get_mut(usize::from(name.bus()));
+        let functions = functions.ok_or(BusError::NoSuchBus(name))?;
+        let functions = match functions {
+            Some(functions) => functions,
+            empty => empty.insert(table(|| None)?),
+        };
+        let entry = functions.get_mut(slot(name));
+        let entry = entry.ok_or(BusError::NoSuchBus(name))?;
         if !matches!(entry, None | Some(Owner::Stub)) {
-            return Err(BusError::Occupied(sbdf));
+            return Err(BusError::Occupied(name));
         }
         *entry = Some(owner);
-        if let Some(zero @ None) = functions.get_mut(function_0(sbdf)) {
+        if let Some(zero @ None) = functions.get_mut(device.start) {
             *zero = Some(Owner::Stub);
+        }
+        if let Some(link) = self.link_mut(name.bus()) {
+            link.port.set_populated(true);
         }
         Ok(())
     }
 
-    /// Takes a function off the bus and returns its owner; a stub appears or goes as needed.
-    pub fn remove(&mut self, sbdf: Sbdf) -> Option<Owner<V>> {
-        let functions = self.functions_mut(sbdf)?;
-        let entry = functions.get_mut(slot(sbdf))?;
-        if *entry == Some(Owner::Stub) {
+    /// Takes a function off the bus, by its name, and returns its owner; a stub appears or goes as
+    /// needed. Ports stay.
+    pub fn remove(&mut self, name: Sbdf) -> Option<Owner<V>> {
+        let owner = self.owner(name)?;
+        if matches!(owner, Owner::Stub | Owner::Port(_)) {
             return None;
         }
-        let owner = entry.take()?;
-        let first = function_0(sbdf);
-        let rest = functions.get(first + 1..first + usize::from(Sbdf::FUNCTIONS))?;
+        let device = self.device(name);
+        let bus = self.buses.get_mut(usize::from(name.bus()))?;
+        let functions = bus.as_mut()?;
+        *functions.get_mut(slot(name))? = None;
+        let rest = functions.get(device.start + 1..device.end)?;
         let others = rest.iter().any(Option::is_some);
-        if let Some(zero @ (None | Some(Owner::Stub))) = functions.get_mut(first) {
+        if let Some(zero @ (None | Some(Owner::Stub))) = functions.get_mut(device.start) {
             *zero = others.then_some(Owner::Stub);
         }
         if functions.iter().all(Option::is_none) {
-            *functions = Vec::new();
+            *bus = None;
+            if let Some(link) = self.link_mut(name.bus()) {
+                link.port.set_populated(false);
+            }
         }
         Some(owner)
     }
 
-    /// Returns whether the device of `sbdf` has a function besides function 0. Its function 0 has to
-    /// say so in its header.
+    /// Returns the name of function 0 of the device that the function of that name belongs to.
     #[must_use]
-    pub fn is_multi_function(&self, sbdf: Sbdf) -> bool {
-        let first = function_0(sbdf);
-        self.functions(sbdf)
-            .and_then(|functions| functions.get(first + 1..first + usize::from(Sbdf::FUNCTIONS)))
+    pub fn function_0(&self, name: Sbdf) -> Sbdf {
+        let rid = name.rid();
+        let within = if name.bus() == self.first { 7 } else { 0xff };
+        Sbdf::from_rid(name.segment(), rid & !within)
+    }
+
+    /// Returns whether the device of the function of that name has a function besides function 0. Its
+    /// function 0 has to say so in its header.
+    #[must_use]
+    pub fn is_multi_function(&self, name: Sbdf) -> bool {
+        if name.segment() != self.segment {
+            return false;
+        }
+        let device = self.device(name);
+        self.on_bus(name.bus())
+            .and_then(|functions| functions.get(device.start + 1..device.end))
             .is_some_and(|rest| rest.iter().any(Option::is_some))
     }
 
-    /// Returns the number of the next function of the device of `sbdf`, or 0 if there is none. ARI says
-    /// so in each function that has it.
+    /// Returns the number of the next function of the device of the function of that name, or 0 if there
+    /// is none. ARI says so in each function that has it.
     #[must_use]
-    pub fn next_function(&self, sbdf: Sbdf) -> u8 {
-        let mut after = (sbdf.function()..Sbdf::FUNCTIONS).skip(1);
-        let is_there = |&function: &u8| {
-            let sibling = sbdf.sibling(function);
-            sibling.and_then(|sibling| self.route(sibling)).is_some()
+    pub fn next_function(&self, name: Sbdf) -> u8 {
+        let device = self.device(name);
+        let functions = self.on_bus(name.bus());
+        let is_there = |at: &usize| {
+            let owner = functions.and_then(|functions| functions.get(*at));
+            owner.is_some_and(Option::is_some)
         };
-        after.find(is_there).unwrap_or(0)
+        let next = (slot(name) + 1..device.end).find(is_there);
+        next.map_or(0, |at| u8::try_from(at - device.start).unwrap_or(0))
     }
 
     /// Returns `answer`, which a device model gave to a read, with the multi-function bit set if the
     /// read covers it and the bus wants it there: a device model knows its own functions only.
     #[must_use]
     pub fn with_multi_function(&self, access: ConfigAccess, answer: u32) -> u32 {
-        let sbdf = access.sbdf();
-        let covered = access.offset().dword() == HEADER_TYPE && sbdf.function() == 0;
-        if covered && self.is_multi_function(sbdf) {
-            answer | access.extract(MULTI_FUNCTION)
-        } else {
-            answer
+        if access.offset().dword() != HEADER_TYPE {
+            return answer;
+        }
+        match self.name(access.sbdf()) {
+            Some(name) if name == self.function_0(name) && self.is_multi_function(name) => {
+                answer | access.extract(MULTI_FUNCTION)
+            }
+            _ => answer,
         }
     }
 
-    fn functions(&self, sbdf: Sbdf) -> Option<&Functions<V>> {
-        if sbdf.segment() != self.segment {
-            return None;
-        }
-        let bus = sbdf.bus().checked_sub(self.first)?;
-        self.buses.get(usize::from(bus))
+    /// Answers a read of the port above the bus of that name.
+    #[cold]
+    #[must_use]
+    pub fn read_port(&self, bus: u8, access: ConfigAccess) -> u32 {
+        let link = self.link(bus);
+        let answer = link.map_or(access.size().mask(), |link| link.port.read(access));
+        self.with_multi_function(access, answer)
     }
 
-    fn functions_mut(&mut self, sbdf: Sbdf) -> Option<&mut Functions<V>> {
-        if sbdf.segment() != self.segment {
-            return None;
+    /// Takes a write to the port above the bus of that name. If something else gets through then,
+    /// [`Bus::number`] and [`Bus::upstream`] of the functions below say what, and
+    /// [`Bus::update_claims`] is to be called.
+    #[cold]
+    pub fn write_port(&mut self, bus: u8, access: ConfigAccess, value: u32) -> PortChange {
+        let Some(link) = self.link_mut(bus) else {
+            return PortChange::None;
+        };
+        let change = link.port.write(access, value);
+        if change != PortChange::None {
+            self.find_buses();
         }
-        let bus = sbdf.bus().checked_sub(self.first)?;
-        self.buses.get_mut(usize::from(bus))
+        change
     }
+
+    /// Returns all ports to the state after power-on: nothing gets through any of them.
+    pub fn reset_ports(&mut self) {
+        for link in &mut self.ports {
+            link.port.reset();
+        }
+        self.find_buses();
+    }
+
+    /// Works out where each bus number leads.
+    fn find_buses(&mut self) {
+        self.reach.fill(None);
+        // The first port has the last word.
+        for link in self.ports.iter().rev() {
+            let (secondary, subordinate) = link.port.buses();
+            let (first, last) = (usize::from(secondary), usize::from(subordinate));
+            let Some(claimed) = self.reach.get_mut(first..=last) else {
+                continue;
+            };
+            claimed.fill(None);
+            if let Some(reach) = claimed.first_mut() {
+                let reached = link.port.reach();
+                *reach = reached.map(|last| Reach {
+                    bus: link.bus,
+                    last,
+                });
+            }
+        }
+        for (number, reach) in (0..=u8::MAX).zip(self.reach.iter_mut()) {
+            if number == self.first && number <= self.last {
+                *reach = Some(Reach {
+                    bus: number,
+                    last: 0xff,
+                });
+            } else if number < self.first || number > self.last {
+                *reach = None;
+            }
+        }
+    }
+
+    #[inline]
+    fn reach(&self, sbdf: Sbdf) -> Option<Reach> {
+        let reach = (*self.reach.get(usize::from(sbdf.bus()))?)?;
+        let exists = sbdf.device_function() <= reach.last && sbdf.segment() == self.segment;
+        exists.then_some(reach)
+    }
+
+    #[inline]
+    fn on_bus(&self, bus: u8) -> Option<&[Option<Owner<V>>; COUNT]> {
+        self.buses.get(usize::from(bus))?.as_deref()
+    }
+
+    fn link(&self, bus: u8) -> Option<&Link> {
+        self.ports.iter().find(|link| link.bus == bus)
+    }
+
+    fn link_mut(&mut self, bus: u8) -> Option<&mut Link> {
+        self.ports.iter_mut().find(|link| link.bus == bus)
+    }
+
+    /// Returns the places of the functions of one device in the table of their bus. Below a port there
+    /// is one device, with as many functions as the port can reach.
+    fn device(&self, name: Sbdf) -> core::ops::Range<usize> {
+        if name.bus() == self.first {
+            let start = slot(name) & !7;
+            return start..start + usize::from(Sbdf::FUNCTIONS);
+        }
+        let ari = self
+            .link(name.bus())
+            .is_some_and(|link| link.port.has_ari());
+        0..if ari { COUNT } else { Sbdf::FUNCTIONS.into() }
+    }
+}
+
+/// Makes a table of empty places.
+fn table<T>(empty: impl FnMut() -> T) -> Result<Box<[T; COUNT]>, BusError> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(COUNT)
+        .map_err(|_| BusError::NoMemory)?;
+    list.resize_with(COUNT, empty);
+    list.try_into().map_err(|_| BusError::NoMemory)
 }
 
 /// Returns the index of a function in the table of its bus.
@@ -248,14 +517,16 @@ fn slot(sbdf: Sbdf) -> usize {
     sbdf.device_function().into()
 }
 
-/// Returns the index of function 0 of the same device.
-fn function_0(sbdf: Sbdf) -> usize {
-    slot(sbdf) & !7
+/// Returns the same device and function on another bus.
+fn on(sbdf: Sbdf, bus: u8) -> Sbdf {
+    let rid = u16::from(bus) << 8 | u16::from(sbdf.device_function());
+    Sbdf::from_rid(sbdf.segment(), rid)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{BusAddress, BusRange, ClaimError};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
     use std::string::ToString;
@@ -264,34 +535,262 @@ mod tests {
         text.parse().unwrap()
     }
 
+    /// Writes a register of the port above `bus`.
+    fn write(bus: &mut Bus<u8>, below: u8, offset: u64, bytes: u64, value: u32) -> PortChange {
+        let access = bus.decode(offset, bytes).unwrap();
+        bus.write_port(below, access, value)
+    }
+
     #[test]
     fn a_function_answers_where_it_was_put() {
         let mut bus = Bus::new(0, 0, 255).unwrap();
+        bus.add_port(name("00:1c.0"), 0xff, true).unwrap();
         assert_eq!(bus.route(name("00:00.0")), None);
         bus.insert(name("00:00.0"), Owner::HostBridge).unwrap();
-        bus.insert(name("00:01.0"), Owner::Vpci(7_u16)).unwrap();
+        bus.insert(name("00:01.0"), Owner::Vpci(7_u8)).unwrap();
         bus.insert(name("ff:1f.7"), Owner::Ioreq(3)).unwrap();
         #[rustfmt::skip]
         let cases = [
             ("0000:00:00.0", Some(Owner::HostBridge)),
             ("0000:00:00.1", None),
             ("0000:00:01.0", Some(Owner::Vpci(7))),
+            ("0000:00:1c.0", Some(Owner::Port(0xff))),
             ("0000:ff:1f.7", Some(Owner::Ioreq(3))),
-            ("0000:ff:1f.0", Some(Owner::Stub)),
+            ("0000:ff:1f.0", None),
+            ("0000:ff:00.0", Some(Owner::Stub)),
             ("0000:01:01.0", None),
             ("0001:00:01.0", None),
         ];
         for (sbdf, owner) in cases {
-            assert_eq!(bus.route(name(sbdf)), owner, "{sbdf}");
+            assert_eq!(bus.owner(name(sbdf)), owner, "{sbdf}");
+            let reached = owner.filter(|_| name(sbdf).bus() == 0);
+            assert_eq!(bus.route(name(sbdf)), reached, "{sbdf}: no number yet");
         }
         let present = bus.functions_present().map(|(sbdf, _)| sbdf.to_string());
         let expected = [
             "0000:00:00.0",
             "0000:00:01.0",
-            "0000:ff:1f.0",
+            "0000:00:1c.0",
+            "0000:ff:00.0",
             "0000:ff:1f.7",
         ];
         assert!(present.eq(expected));
+    }
+
+    #[test]
+    fn a_function_is_reached_by_the_number_that_the_guest_gives_its_bus() {
+        let mut bus = Bus::new(0, 0, 255).unwrap();
+        bus.add_port(name("00:1c.0"), 1, false).unwrap();
+        bus.insert(name("01:00.2"), Owner::Vpci(7_u8)).unwrap();
+        assert_eq!(bus.number(1), None);
+        let _ = write(&mut bus, 1, 0x18, 4, 0x0008_0500);
+        #[rustfmt::skip]
+        let cases = [
+            ("05:00.0", Some(Owner::Stub),    Some("01:00.0")),
+            ("05:00.2", Some(Owner::Vpci(7)), Some("01:00.2")),
+            ("05:00.3", None,                 Some("01:00.3")),
+            ("05:01.0", None,                 None), // a port leads to device 0 only
+            ("06:00.2", None,                 None), // type 1, and no bridge there
+            ("01:00.2", None,                 None),
+        ];
+        for (sbdf, owner, known) in cases {
+            assert_eq!(bus.route(name(sbdf)), owner, "{sbdf}");
+            assert_eq!(bus.name(name(sbdf)), known.map(name), "{sbdf}");
+        }
+        assert_eq!(bus.number(1), Some(5));
+        let function = name("01:00.2");
+        assert_eq!(bus.requester(function), None, "no Bus Master Enable");
+        let _ = write(&mut bus, 1, 0x04, 2, 4);
+        assert_eq!(bus.requester(function), Some(name("05:00.2")));
+        assert_eq!(bus.requester(name("00:03.1")), Some(name("00:03.1")));
+        bus.reset_ports();
+        assert_eq!(bus.route(name("05:00.2")), None);
+        assert_eq!((bus.number(1), bus.requester(function)), (None, None));
+        assert_eq!(bus.owner(function), Some(Owner::Vpci(7)));
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn numbers_that_ports_share_are_the_first_ones() {
+        let mut bus = Bus::new(0, 0, 255).unwrap();
+        // Not in their order on purpose.
+        for (slot, below) in [("00:02.0", 1), ("00:01.4", 2), ("00:01.0", 3)] {
+            bus.add_port(name(slot), below, false).unwrap();
+            bus.insert(Sbdf::new(0, below, 0, 0).unwrap(), Owner::Vpci(below)).unwrap();
+        }
+        let cases = [
+            // 00:01.0,     00:01.4,     00:02.0,     numbers 0 to 7 lead to
+            (0x0001_0100, 0x0002_0200, 0x0003_0300, [0, 3, 2, 1, 0, 0, 0, 0]),
+            (0x0001_0100, 0x0001_0100, 0x0001_0100, [0, 3, 0, 0, 0, 0, 0, 0]),
+            (0x0007_0100, 0x0002_0200, 0x0003_0300, [0, 3, 0, 0, 0, 0, 0, 0]),
+            (0x0001_0700, 0x0002_0200, 0x0003_0300, [0, 0, 2, 1, 0, 0, 0, 0]),
+            (0x0003_0200, 0x0004_0300, 0x0007_0400, [0, 0, 3, 0, 0, 0, 0, 0]),
+            (0x0000_0000, 0x0000_0000, 0x0007_0700, [0, 0, 0, 0, 0, 0, 0, 1]),
+            (0x00ff_0000, 0x0002_0200, 0x0007_0700, [0, 0, 0, 0, 0, 0, 0, 0]),
+        ];
+        for (first, second, third, expected) in cases {
+            for (below, numbers) in [(3, first), (2, second), (1, third)] {
+                let _ = write(&mut bus, below, 0x18, 4, numbers);
+            }
+            let led = [0, 1, 2, 3, 4, 5, 6, 7].map(|number| {
+                match bus.route(Sbdf::new(0, number, 0, 0).unwrap()) {
+                    Some(Owner::Vpci(below)) => below,
+                    _ => 0,
+                }
+            });
+            assert_eq!(led, expected, "{first:#x} {second:#x} {third:#x}");
+        }
+    }
+
+    #[test]
+    fn ari_forwarding_lets_256_functions_be_reached() {
+        let mut bus = Bus::new(0, 0, 255).unwrap();
+        bus.add_port(name("00:1c.0"), 1, true).unwrap();
+        for rid in 0x100..0x200 {
+            bus.insert(Sbdf::from_rid(0, rid), Owner::Ioreq(rid.into()))
+                .unwrap();
+        }
+        let _ = write(&mut bus, 1, 0x18, 4, 0x0009_0900);
+        let reached = |bus: &Bus<u8>| {
+            let all = (0x900..0xa00).map(|rid| bus.route(Sbdf::from_rid(0, rid)));
+            all.flatten().count()
+        };
+        assert_eq!(reached(&bus), 8);
+        let _ = write(&mut bus, 1, 0x68, 2, 0x20);
+        assert_eq!(reached(&bus), 256);
+        assert_eq!(bus.route(name("09:1f.7")), Some(Owner::Ioreq(0x1ff)));
+        let header = |sbdf| ecam::offset_of(name(sbdf)) + 0x0e;
+        let shown = |sbdf| bus.with_multi_function(bus.decode(header(sbdf), 1).unwrap(), 0);
+        assert_eq!([shown("09:00.0"), shown("09:01.0")], [0x80, 0]);
+    }
+
+    /// 32 devices of 8 functions, each device whole.
+    #[test]
+    fn a_bus_can_be_full() {
+        let mut bus = Bus::new(0, 0, 255).unwrap();
+        for rid in 0..=0xff_u8 {
+            let sbdf = Sbdf::from_rid(0, rid.into());
+            bus.insert(sbdf, Owner::Vpci(rid)).unwrap();
+        }
+        for rid in 0..=0xff_u8 {
+            let sbdf = Sbdf::from_rid(0, rid.into());
+            assert_eq!(bus.route(sbdf), Some(Owner::Vpci(rid)));
+            assert!(bus.is_multi_function(sbdf));
+            assert_eq!(
+                bus.insert(sbdf, Owner::Ioreq(0)),
+                Err(BusError::Occupied(sbdf))
+            );
+        }
+        for rid in 0..=0xff_u8 {
+            let sbdf = Sbdf::from_rid(0, rid.into());
+            assert_eq!(bus.remove(sbdf), Some(Owner::Vpci(rid)));
+            let last = sbdf.function() == 7;
+            let zero = bus.route(bus.function_0(sbdf));
+            assert_eq!(zero, (!last).then_some(Owner::Stub), "{sbdf}");
+        }
+    }
+
+    #[test]
+    fn as_many_buses_as_there_are_numbers() {
+        let mut bus = Bus::new(0, 0, 255).unwrap();
+        for below in 1..=248 {
+            let slot = Sbdf::from_rid(0, u16::from(below) + 7);
+            bus.add_port(slot, below, false).unwrap();
+            let function = Sbdf::new(0, below, 0, 0).unwrap();
+            bus.insert(function, Owner::Vpci(below)).unwrap();
+            let numbers = u32::from(256 - u16::from(below)) * 0x0001_0100;
+            let _ = write(&mut bus, below, 0x18, 4, numbers);
+        }
+        for below in 1..=248_u8 {
+            let number = u8::try_from(256 - u16::from(below)).unwrap();
+            let reached = Sbdf::new(0, number, 0, 0).unwrap();
+            assert_eq!(bus.route(reached), Some(Owner::Vpci(below)));
+        }
+        assert_eq!(bus.buses_below_ports().count(), 248);
+    }
+
+    #[test]
+    fn a_port_says_whether_there_is_a_link_and_other_functions() {
+        let mut bus = Bus::new(0, 0, 255).unwrap();
+        bus.add_port(name("00:1c.0"), 1, false).unwrap();
+        let read = |bus: &Bus<u8>, register, bytes| {
+            let offset = ecam::offset_of(name("00:1c.0")) + register;
+            bus.read_port(1, bus.decode(offset, bytes).unwrap())
+        };
+        assert_eq!(read(&bus, 0x00, 4), 0x000c_1b36);
+        assert_eq!(read(&bus, 0x0e, 1), 0x01);
+        assert_eq!(read(&bus, 0x52, 2), 0x1104, "nothing is below");
+        bus.add_port(name("00:1c.3"), 2, false).unwrap();
+        bus.insert(name("01:00.0"), Owner::Ioreq(0)).unwrap();
+        assert_eq!(read(&bus, 0x0e, 1), 0x81);
+        assert_eq!(read(&bus, 0x52, 2), 0x3104);
+        bus.remove(name("01:00.0")).unwrap();
+        assert_eq!(read(&bus, 0x52, 2), 0x1104);
+        let absent = bus.decode(0, 2).unwrap();
+        assert_eq!(bus.read_port(9, absent), 0xffff);
+        assert_eq!(bus.write_port(9, absent, 0), PortChange::None);
+    }
+
+    #[test]
+    fn claims_below_a_port_come_and_go_with_its_windows() {
+        let mut bus = Bus::<u8>::new(0, 0, 255).unwrap();
+        let range = |start: u64, size| BusRange::new(BusAddress::new(start), size).unwrap();
+        bus.memory
+            .add_window(range(0x1000_0000, 0x1000_0000))
+            .unwrap();
+        bus.add_port(name("00:1c.0"), 1, false).unwrap();
+        let decoder = |sbdf| Decoder::Ioreq {
+            server: 0,
+            sbdf: name(sbdf),
+            posted: false,
+        };
+        let found = |bus: &Bus<u8>, at| bus.memory.find(BusAddress::new(at)).map(|(_, who)| who);
+        let (below, beside) = ("01:00.0", "00:02.0");
+        let bar = range(0x1010_0000, 0x1000);
+        bus.claim(bar, name(below), decoder(below)).unwrap();
+        assert_eq!(found(&bus, 0x1010_0000), None);
+        assert_eq!(bus.claims_of(name(below)), 1);
+        let taken = bus.claim(range(0x1010_0800, 0x1000), name(below), decoder(below));
+        assert_eq!(
+            taken,
+            Err(ClaimError::Taken {
+                range: bar,
+                owner: decoder(below)
+            })
+        );
+        let outside = range(0x2000_0000, 0x1000);
+        let refused = bus.claim(outside, name(below), decoder(below));
+        assert_eq!(refused, Err(ClaimError::Outside(outside)));
+        // What does not get through is in nobody's way.
+        bus.claim(bar, name(beside), decoder(beside)).unwrap();
+        let _ = write(&mut bus, 1, 0x20, 4, 0x1010_1010);
+        let _ = write(&mut bus, 1, 0x04, 2, 2);
+        bus.update_claims(1);
+        assert_eq!(
+            found(&bus, 0x1010_0000),
+            Some(decoder(beside)),
+            "was there first"
+        );
+        let wanted = |sbdf| move |who| who == decoder(sbdf);
+        assert!(bus.unclaim(bar.start(), wanted(beside)));
+        assert_eq!(bus.memory.next_ready(), Some((bar, decoder(below))));
+        assert_eq!(found(&bus, 0x1010_0fff), Some(decoder(below)));
+        let second = range(0x101f_f000, 0x1000);
+        bus.claim(second, name(below), decoder(below)).unwrap();
+        assert_eq!(found(&bus, 0x101f_f000), Some(decoder(below)));
+        let _ = write(&mut bus, 1, 0x20, 4, 0x1000_1010);
+        bus.update_claims(1);
+        assert_eq!(found(&bus, 0x1010_0000), None);
+        assert!(!bus.unclaim(BusAddress::new(0x1010_0800), wanted(below)));
+        assert!(bus.unclaim(bar.start(), wanted(below)));
+        assert!(!bus.unclaim(bar.start(), wanted(below)));
+        let _ = write(&mut bus, 1, 0x20, 4, 0x1010_1010);
+        bus.update_claims(1);
+        assert_eq!(found(&bus, 0x1010_0000), None);
+        assert_eq!(found(&bus, 0x101f_f000), Some(decoder(below)));
+        bus.unclaim_all(wanted(below));
+        assert_eq!(bus.claims_of(name(below)), 0);
+        assert_eq!(bus.memory.granted().count(), 0);
     }
 
     #[test]
@@ -341,11 +840,23 @@ mod tests {
     fn a_slot_is_given_once() {
         let mut bus = Bus::new(1, 4, 5).unwrap();
         let slot = name("1:04:00.0");
+        bus.add_port(name("1:04:01.0"), 5, false).unwrap();
         bus.insert(slot, Owner::Vpci(0_u8)).unwrap();
         let cases = [
             (slot, Owner::Vpci(0), BusError::Occupied(slot)),
             (slot, Owner::Ioreq(9), BusError::Occupied(slot)),
-            (name("1:05:00.0"), Owner::Stub, BusError::StubIsAutomatic),
+            (name("1:05:00.0"), Owner::Stub, BusError::NotAFunction),
+            (name("1:05:00.0"), Owner::Port(5), BusError::NotAFunction),
+            (
+                name("1:05:01.0"),
+                Owner::Ioreq(9),
+                BusError::NotBelowPort(name("1:05:01.0")),
+            ),
+            (
+                name("1:04:01.0"),
+                Owner::Ioreq(9),
+                BusError::Occupied(name("1:04:01.0")),
+            ),
             (
                 name("1:03:00.0"),
                 Owner::Ioreq(9),
@@ -366,7 +877,28 @@ mod tests {
             assert_eq!(bus.insert(sbdf, owner), Err(error), "{sbdf}");
             assert!(!error.to_string().is_empty());
         }
+        let cases = [
+            (slot, 4, BusError::BusTaken(4)),
+            (slot, 5, BusError::BusTaken(5)),
+            (slot, 6, BusError::NoSuchBus(name("1:06:00.0"))),
+            (name("1:04:01.0"), 4, BusError::BusTaken(4)),
+            (
+                name("1:05:01.0"),
+                5,
+                BusError::NotOnRootBus(name("1:05:01.0")),
+            ),
+            (
+                name("0:04:01.0"),
+                5,
+                BusError::NotOnRootBus(name("0:04:01.0")),
+            ),
+        ];
+        for (sbdf, below, error) in cases {
+            assert_eq!(bus.add_port(sbdf, below, false), Err(error), "{sbdf}");
+            assert!(!error.to_string().is_empty());
+        }
         assert_eq!(bus.remove(name("0:04:00.0")), None);
+        assert_eq!(bus.remove(name("1:04:01.0")), None, "ports stay");
         assert!(!BusError::NoMemory.to_string().is_empty());
         let mut none = Bus::<u8>::new(0, 9, 3).unwrap();
         assert!(none.insert(name("09:00.0"), Owner::Ioreq(0)).is_err());
@@ -390,11 +922,11 @@ mod tests {
         fn routing_agrees_with_a_plain_map(
             steps in prop::collection::vec((0u16..64, any::<bool>(), 0u8..3), 0..100),
         ) {
-            let mut bus = Bus::new(0, 0, 1).unwrap();
+            let mut bus = Bus::new(0, 0, 0).unwrap();
             let mut plain = BTreeMap::new();
             for (number, insert, id) in steps {
-                // Two devices on each of two buses.
-                let sbdf = Sbdf::from_rid(0, (number & 0x20) << 3 | number & 0x0f);
+                // Four devices of eight.
+                let sbdf = Sbdf::from_rid(0, number & !0x10);
                 if insert {
                     let inserted = bus.insert(sbdf, Owner::Vpci(id)).is_ok();
                     prop_assert_eq!(inserted, !plain.contains_key(&sbdf));
@@ -403,7 +935,7 @@ mod tests {
                     prop_assert_eq!(bus.remove(sbdf), plain.remove(&sbdf).map(Owner::Vpci));
                 }
                 for number in 0..64 {
-                    let sbdf = Sbdf::from_rid(0, (number & 0x20) << 3 | number & 0x1f);
+                    let sbdf = Sbdf::from_rid(0, number);
                     let device = |other: &Sbdf| other.sibling(0) == sbdf.sibling(0);
                     let siblings = plain.keys().filter(|other| device(other) && **other != sbdf).count();
                     let expected = match plain.get(&sbdf) {

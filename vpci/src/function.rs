@@ -27,6 +27,7 @@ use crate::capability;
 use crate::emulated::{HEADER_TYPE, MULTI_FUNCTION};
 use crate::msi::{self, Msi};
 use crate::msix::{self, Area, Layout, Message};
+use crate::port::Upstream;
 use crate::register::Register;
 use crate::{BarIndex, BarInfo, BusAddress, BusRange, ConfigAccess, Offset, PhysicalConfig};
 
@@ -35,7 +36,8 @@ use crate::{BarIndex, BarInfo, BusAddress, BusRange, ConfigAccess, Offset, Physi
 pub enum Position {
     /// On the root bus: a PCI Express endpoint shows as integrated in the root complex, without link.
     RootBus,
-    /// Below a port, with a link.
+    /// Below a port, with a link. Nothing gets through the port until [`Function::set_upstream`] says
+    /// so.
     BelowPort,
 }
 
@@ -283,6 +285,7 @@ pub struct Function<P> {
     rows: Vec<Row>,
     bars: [Option<Bar>; BarIndex::RANGES],
     doorbell: BusAddress,
+    upstream: Upstream,
     msi: Option<MsiModel>,
     msix: Option<MsixModel>,
     /// Dword of the power management capability that holds PowerState.
@@ -322,6 +325,10 @@ impl<P: PhysicalConfig> Function<P> {
             rows: Vec::new(),
             bars: [None; BarIndex::RANGES],
             doorbell: setup.doorbell,
+            upstream: match setup.position {
+                Position::RootBus => Upstream::ROOT,
+                Position::BelowPort => Upstream::CLOSED,
+            },
             msi: None,
             msix: None,
             power: None,
@@ -450,6 +457,17 @@ impl<P: PhysicalConfig> Function<P> {
         }
     }
 
+    /// Says what the port above lets through: a BAR outside its windows is not decoded, and without its
+    /// Bus Master Enable the function reaches nothing.
+    pub fn set_upstream(&mut self, upstream: Upstream) -> Change {
+        if self.upstream == upstream {
+            return Change::None;
+        }
+        self.upstream = upstream;
+        self.pending = true;
+        Change::Effects
+    }
+
     /// Returns the next thing that the kernel has to do, until there is none left.
     ///
     /// Ranges are given up before others are asked for, and a reset comes when all that it ends has
@@ -481,8 +499,9 @@ impl<P: PhysicalConfig> Function<P> {
         bars.filter(|info| info.kind != BarKind::Io)
     }
 
-    /// Returns the range that a BAR decodes now, if it is a memory BAR and memory decode is on. The
-    /// expansion ROM has to be enabled besides; section 7.5.1.2.4.
+    /// Returns the range that a BAR decodes now, if it is a memory BAR, memory decode is on, and the
+    /// port above lets requests to it through. The expansion ROM has to be enabled besides; section
+    /// 7.5.1.2.4.
     #[must_use]
     pub fn decoded(&self, bar: BarIndex) -> Option<BusRange> {
         let info = self.bar(bar)?;
@@ -496,6 +515,7 @@ impl<P: PhysicalConfig> Function<P> {
             BarKind::Memory32 | BarKind::Rom | BarKind::Io => 0,
         };
         info.range_at(u64::from(high) << 32 | u64::from(low))
+            .filter(|range| self.upstream.reaches(*range))
     }
 
     /// Returns the parts of a BAR that may be mapped into the guest: whole pages without anything of
@@ -672,7 +692,7 @@ impl<P: PhysicalConfig> Function<P> {
 
     fn next_command(&mut self) -> Option<Effect> {
         let mut wanted = self.dword(COMMAND);
-        if !self.is_awake() {
+        if !self.is_awake() || !self.upstream.lets_out() {
             wanted &= !command::BUS_MASTER;
         }
         let differs = (wanted ^ self.told) & (command::BUS_MASTER | command::INTERRUPT_DISABLE);

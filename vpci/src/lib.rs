@@ -26,6 +26,7 @@ mod function;
 mod memory;
 mod msi;
 pub mod msix;
+pub mod port;
 pub mod register;
 mod sbdf;
 pub mod tables;
@@ -41,4 +42,5 @@ pub use function::{
 pub use memory::{ClaimError, Claimed, MemoryMap, Released};
 pub use msi::Msi;
 pub use msix::Message;
+pub use port::{PortChange, Upstream};
 pub use sbdf::{ParseSbdfError, Sbdf};

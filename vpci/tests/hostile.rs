@@ -222,7 +222,7 @@ fn hostile_machine() -> Machine {
         dwords: NVME.dwords,
         bars: &[(0, BarKind::Memory64, true, 0x4000, 0x2000_0000)],
     };
-    machine.assign("01:00.0", &other);
+    machine.assign("00:03.0", &other);
     machine
 }
 

@@ -56,6 +56,10 @@ const CONTROLS_2: [(u32, u32); 3] = [
     (0x010, 0x010), // completion timeout disable
     (0x800, 0x400), // LTR
 ];
+/// The link of an endpoint that has none of its own: 2.5 GT/s, x1, without ASPM; and that it runs.
+/// Sections 7.5.3.6 and 7.5.3.8.
+const LINK_CAPABILITIES: u32 = 0x0040_0011;
+const LINK_STATUS: u32 = 0x1011;
 
 /// Device Control after a reset: relaxed ordering and no snoop on, 512 byte reads. Section 7.5.3.4.
 const DEVICE_CONTROL_RESET: u32 = 0x2810;
@@ -410,6 +414,10 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             self.lay(base, LINK.get(..dwords).unwrap_or(&LINK))?;
         }
         let first = usize::from(base / 4);
+        if position == Position::BelowPort && physical == INTEGRATED_ENDPOINT && dwords > 4 {
+            self.cell(first + 3)?.value |= LINK_CAPABILITIES;
+            self.cell(first + 4)?.value |= LINK_STATUS << 16;
+        }
         self.cell(first)?.value |= kind << 20;
         let can_reset = self.cell(first + 1)?.value & FLR_CAPABLE != 0;
         self.cell(first + 2)?.value |= DEVICE_CONTROL_RESET;

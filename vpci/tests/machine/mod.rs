@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use vpci::{
     BarIndex, BarInfo, BarKind, BarRead, BarWrite, BuildError, Bus, BusAddress, BusRange, Change,
     Claimed, ConfigAccess, Decoder, Effect, Emulated, Function, Message, Offset, Owner, PAGE,
-    PhysicalConfig, Pin, Position, Released, Sbdf, Setup, Size, Vendor,
+    PhysicalConfig, Pin, PortChange, Position, Released, Sbdf, Setup, Size, Vendor,
 };
 
 /// Where the domain's functions send their MSIs.
@@ -153,6 +153,8 @@ pub(crate) struct Machine {
     pub(crate) functions: Vec<Assigned>,
     /// Stage 2: guest page to the machine's page.
     pub(crate) stage2: BTreeMap<u64, u64>,
+    /// How often the bus below each port was reset.
+    pub(crate) bus_resets: BTreeMap<u8, u32>,
 }
 
 impl Machine {
@@ -169,9 +171,16 @@ impl Machine {
             stub: Emulated::stub(),
             functions: Vec::new(),
             stage2: BTreeMap::new(),
+            bus_resets: BTreeMap::new(),
         }
     }
 
+    pub(crate) fn add_port(&mut self, slot: &str, bus: u8, ari: bool) {
+        self.bus.add_port(slot.parse().unwrap(), bus, ari).unwrap();
+    }
+
+    /// Puts a function where the configuration wants it. If that is below a port which is not there yet,
+    /// the port comes along.
     pub(crate) fn assign(&mut self, slot: &str, kind: &Kind) -> usize {
         let assigned = self.try_assign(slot, kind.device(), &kind.bars());
         assigned.unwrap()
@@ -185,17 +194,26 @@ impl Machine {
         bars: &[BarInfo],
     ) -> Result<usize, BuildError> {
         let sbdf: Sbdf = slot.parse().unwrap();
+        let is_there = |bus| bus == 0 || self.bus.buses_below_ports().any(|other| other == bus);
+        if !is_there(sbdf.bus()) {
+            self.add_port("00:1c.0", sbdf.bus(), false);
+        }
         let setup = Setup {
             bars,
             doorbell: BusAddress::new(DOORBELL),
-            position: Position::RootBus,
+            position: if sbdf.bus() == 0 {
+                Position::RootBus
+            } else {
+                Position::BelowPort
+            },
             pin: Pin::Hidden,
             vendor: Vendor::Hidden,
         };
-        let function = Function::new(device, &setup)?;
+        let mut function = Function::new(device, &setup)?;
         let id = self.functions.len();
         self.bus.memory.reserve(BarIndex::RANGES).unwrap();
         self.bus.insert(sbdf, Owner::Vpci(id)).unwrap();
+        let _ = function.set_upstream(self.bus.upstream(sbdf));
         self.functions.push(Assigned {
             sbdf,
             function,
@@ -239,6 +257,7 @@ impl Machine {
             None | Some(Owner::Ioreq(_)) => access.size().mask(),
             Some(Owner::HostBridge) => self.bridge.read(access),
             Some(Owner::Stub) => self.stub.read(access),
+            Some(Owner::Port(bus)) => self.bus.read_port(bus, access),
             Some(Owner::Vpci(id)) => self.functions[id].function.read(access),
         };
         assert_eq!(value & !access.size().mask(), 0, "{access:?}");
@@ -249,6 +268,15 @@ impl Machine {
         match self.bus.route(access.sbdf()) {
             None | Some(Owner::Stub | Owner::Ioreq(_)) => {}
             Some(Owner::HostBridge) => self.bridge.write(access, value),
+            Some(Owner::Port(bus)) => {
+                let change = self.bus.write_port(bus, access, value);
+                if change == PortChange::Reset {
+                    *self.bus_resets.entry(bus).or_default() += 1;
+                }
+                if change != PortChange::None {
+                    self.change_port(bus, change == PortChange::Reset);
+                }
+            }
             Some(Owner::Vpci(id)) => {
                 if self.functions[id].function.write(access, value) == Change::Effects {
                     self.carry_out(id);
@@ -299,9 +327,31 @@ impl Machine {
         Ok(())
     }
 
+    /// Another thing gets through a port than before.
+    fn change_port(&mut self, bus: u8, reset: bool) {
+        for id in 0..self.functions.len() {
+            let assigned = &mut self.functions[id];
+            if assigned.sbdf.bus() == bus {
+                let upstream = self.bus.upstream(assigned.sbdf);
+                let _ = assigned.function.set_upstream(upstream);
+                if reset {
+                    let _ = assigned.function.reset();
+                }
+                self.carry_out(id);
+            }
+        }
+        self.bus.update_claims(bus);
+        self.grant_waiting();
+    }
+
     /// The domain resets.
     pub(crate) fn reset(&mut self) {
         self.bridge.reset();
+        self.bus.reset_ports();
+        let buses: Vec<u8> = self.bus.buses_below_ports().collect();
+        for bus in buses {
+            self.change_port(bus, true);
+        }
         for id in 0..self.functions.len() {
             assert_eq!(self.functions[id].function.reset(), Change::Effects);
             self.carry_out(id);
@@ -345,7 +395,7 @@ impl Machine {
         }
     }
 
-    fn grant_waiting(&mut self) {
+    pub(crate) fn grant_waiting(&mut self) {
         while let Some((range, decoder)) = self.bus.memory.next_ready() {
             if let Decoder::Bar { function, bar } = decoder {
                 self.map(function, bar, range);
