@@ -6,6 +6,8 @@
 //!
 //! The command line says which functions to read: `vpci=00:01.0 ioreq=00:02.0`. Without it, the first
 //! virtio function on bus 0 is the device model's and the first of any other kind is passed through.
+//! With the word `tree` only `cfg_read_vpci_4096` is printed, which is `cfg_read_vpci` where the buses
+//! below root ports are full; the guest numbers them from 1 up.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -22,6 +24,11 @@ const ROUNDS: u64 = 100;
 
 /// Vendor of virtio functions.
 const VIRTIO: u32 = 0x1af4;
+/// IDs of Isthmus's root port, and registers of it: bus numbers, and ARI Forwarding Enable.
+const ROOT_PORT: u32 = 0x000c_1b36;
+const BUS_NUMBERS: usize = 0x18;
+const DEVICE_CONTROL_2: usize = 0x68;
+const ARI_FORWARDING: u16 = 1 << 5;
 /// A function that no test system has.
 const ABSENT: u16 = 0x00f8;
 /// Where a virtio function of ours has its device configuration in BAR0.
@@ -33,6 +40,13 @@ pub fn main(platform: &'static Platform) {
     gic::init_distributor();
     gic::init_cpu();
     println!("bench: counter at {} Hz", timer::ticks(1000));
+    let mut words = platform.arguments().split_ascii_whitespace();
+    if words.any(|word| word == "tree") {
+        return match platform.host_bridge {
+            Some(bridge) => tree(platform, &bridge),
+            None => println!("bench: cfg_read_vpci_4096 needs a host bridge"),
+        };
+    }
     print("hvc_null", hvc_null());
     print("sysreg_trap", sysreg_trap());
     let gicd = gic::distributor();
@@ -53,13 +67,30 @@ fn print(name: &str, instructions: u64) {
     println!("bench {name} {instructions} instructions");
 }
 
+/// Returns the function that the command line calls `name`.
+fn named(platform: &Platform, bridge: &HostBridge, name: &str) -> Option<Function> {
+    let mut words = platform.arguments().split_ascii_whitespace();
+    let value = words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
+    let sbdf: Sbdf = value.parse().ok()?;
+    Some(Function::new(bridge, sbdf.rid()))
+}
+
+/// Numbers the buses below the root ports, with all their functions, and reads one of these.
+fn tree(platform: &Platform, bridge: &HostBridge) {
+    let ports = Function::all(bridge).filter(|function| function.id() == ROOT_PORT);
+    for (number, port) in (1..).zip(ports) {
+        port.config.write32(BUS_NUMBERS, number << 16 | number << 8);
+        port.config.write16(DEVICE_CONTROL_2, ARI_FORWARDING);
+    }
+    let function = named(platform, bridge, "vpci");
+    match function.filter(|function| function.id() != u32::MAX) {
+        Some(function) => print("cfg_read_vpci_4096", load(function.config.base())),
+        None => println!("bench: cfg_read_vpci_4096 needs a passed-through function"),
+    }
+}
+
 fn config_space(platform: &Platform, bridge: &HostBridge) {
-    let named = |name: &str| {
-        let mut words = platform.arguments().split_ascii_whitespace();
-        let value = words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
-        let sbdf: Sbdf = value.parse().ok()?;
-        Some(Function::new(bridge, sbdf.rid()))
-    };
+    let named = |name: &str| named(platform, bridge, name);
     let first = |virtio: bool| {
         let mut functions = Function::all(bridge).filter(|function| function.requester != 0);
         functions.find(|function| (function.id() & 0xffff == VIRTIO) == virtio)
