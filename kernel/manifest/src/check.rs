@@ -8,7 +8,8 @@ use core::fmt;
 use vpci::Sbdf;
 
 use crate::model::{
-    Backend, Domain, Function, Grant, GuestRange, Manifest, Module, Payload, Port, Server,
+    Backend, Domain, Function, Grant, GuestRange, MAX_FAULTS_MOST, Manifest, Module, Payload, Port,
+    Server,
 };
 use crate::{BLOCK, PAGE, RAM_BASE, RAM_LIMIT};
 
@@ -145,6 +146,10 @@ pub enum Mistake<'m> {
     HostEmulated,
     /// What only a physical function can have, on an emulated one.
     PhysicalOnly,
+    /// `max_faults` on an emulated function.
+    FaultsEmulated,
+    /// More faults than may be allowed.
+    FaultsTooMany,
     /// There is no such server.
     NoServer(&'m str),
     /// The server's target is another domain.
@@ -406,6 +411,12 @@ impl Manifest {
         if let Some(host) = function.host {
             self.check_host(index, domain, at, host, report);
         }
+        if function
+            .max_faults
+            .is_some_and(|most| most > MAX_FAULTS_MOST)
+        {
+            report("max_faults", Mistake::FaultsTooMany);
+        }
         match &function.backend {
             Backend::Vpci if function.host.is_none() => report("host", Mistake::HostMissing),
             Backend::Vpci => {}
@@ -454,6 +465,9 @@ impl Manifest {
         }
         if function.vendor_capabilities {
             report("vendor_capabilities", Mistake::PhysicalOnly);
+        }
+        if function.max_faults.is_some() {
+            report("max_faults", Mistake::FaultsEmulated);
         }
     }
 
@@ -657,6 +671,8 @@ impl fmt::Display for Mistake<'_> {
             Self::HostMissing            => write!(f, "vpci needs a physical function; write host = \"0000:BB:DD.F\", or name a server as backend"),
             Self::HostEmulated           => write!(f, "a server emulates the function, so it has no physical one; leave host out, or write backend = \"vpci\""),
             Self::PhysicalOnly           => write!(f, "only physical functions need it; leave it out"),
+            Self::FaultsEmulated         => write!(f, "only physical functions have DMA that can fault; leave it out"),
+            Self::FaultsTooMany          => write!(f, "write a number from 0 to {MAX_FAULTS_MOST}"),
             Self::NoServer(name)         => write!(f, "no domain has a server {name}; write \"vpci\", or give the device model's domain a server of that name"),
             Self::ServerOfOther(name, target) => write!(f, "server {name} serves domain {target}; name a server whose target is this domain"),
             Self::NoTarget(name)         => write!(f, "there is no domain {name}; name the domain whose devices it models"),

@@ -27,8 +27,8 @@ mod write;
 
 pub use check::{Error, Item, Machine, Mistake};
 pub use model::{
-    Backend, Domain, Function, Grant, GuestRange, Manifest, Module, PRIORITY_DEFAULT, Payload,
-    Port, Server,
+    Backend, Domain, Function, Grant, GuestRange, MAX_FAULTS_DEFAULT, MAX_FAULTS_MOST, Manifest,
+    Module, PRIORITY_DEFAULT, Payload, Port, Server,
 };
 pub use read::ReadError;
 

@@ -8,6 +8,12 @@ use vpci::Sbdf;
 /// The priority of a domain that asks for none.
 pub const PRIORITY_DEFAULT: u32 = 8;
 
+/// Faults in a second after which a function that says nothing of them is cut off from memory.
+pub const MAX_FAULTS_DEFAULT: u32 = 10_000;
+
+/// The most faults in a second that a function may be allowed: what it costs to count them is EL2's.
+pub const MAX_FAULTS_MOST: u32 = 100_000;
+
 /// A whole system.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
@@ -100,6 +106,8 @@ pub struct Function {
     pub allow_no_reset: bool,
     /// Whether the domain sees its vendor-specific capabilities.
     pub vendor_capabilities: bool,
+    /// Faults in a second after which it is cut off from memory, until its reset.
+    pub max_faults: Option<u32>,
 }
 
 /// Who answers config accesses to a function.

@@ -178,6 +178,7 @@ fn read_function(node: Node<'_>) -> Result<'_, Function> {
         "host",
         "backend",
         "allow-no-reset",
+        "max-faults",
         "vendor-capabilities",
     ];
     known(node, &names)?;
@@ -191,6 +192,7 @@ fn read_function(node: Node<'_>) -> Result<'_, Function> {
         backend,
         allow_no_reset: flag(node, "allow-no-reset")?,
         vendor_capabilities: flag(node, "vendor-capabilities")?,
+        max_faults: optional(node, "max-faults", number)?,
     })
 }
 

@@ -107,6 +107,9 @@ fn write_function(tree: &mut Writer, function: &Function) -> Result<(), WriteErr
         Backend::Vpci => tree.string("backend", "vpci")?,
         Backend::Server(name) => tree.string("backend", name)?,
     }
+    if let Some(faults) = function.max_faults {
+        tree.u32("max-faults", faults)?;
+    }
     flag_if(tree, "allow-no-reset", function.allow_no_reset)?;
     flag_if(tree, "vendor-capabilities", function.vendor_capabilities)
 }

@@ -38,14 +38,16 @@ fn function() -> impl Strategy<Value = Function> {
         backend,
         any::<bool>(),
         any::<bool>(),
+        option::of(any::<u32>()),
     );
     parts.prop_map(
-        |(slot, host, backend, allow_no_reset, vendor_capabilities)| Function {
+        |(slot, host, backend, allow_no_reset, vendor_capabilities, max_faults)| Function {
             slot: slot.into(),
             host: host.map(Into::into),
             backend,
             allow_no_reset,
             vendor_capabilities,
+            max_faults,
         },
     )
 }

@@ -162,6 +162,7 @@ impl system::Pci {
             "backend" => Some(self.backend.span()),
             "allow_no_reset" => span(&self.allow_no_reset),
             "vendor_capabilities" => span(&self.vendor_capabilities),
+            "max_faults" => span(&self.max_faults),
             _ => None,
         };
         place.unwrap_or(self.slot.span())
@@ -424,6 +425,7 @@ fn function(pci: &system::Pci) -> Function {
         },
         allow_no_reset: is_set(&pci.allow_no_reset),
         vendor_capabilities: is_set(&pci.vendor_capabilities),
+        max_faults: pci.max_faults.as_ref().map(|most| *most.as_ref()),
     }
 }
 

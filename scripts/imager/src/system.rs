@@ -98,6 +98,7 @@ pub(crate) struct Pci {
     pub(crate) backend: Spanned<String>,
     pub(crate) allow_no_reset: Option<Spanned<bool>>,
     pub(crate) vendor_capabilities: Option<Spanned<bool>>,
+    pub(crate) max_faults: Option<Spanned<u32>>,
 }
 
 #[derive(Debug, Deserialize)]
