@@ -14,14 +14,14 @@
 //! tables in stage 1's format that nobody but EL2 can change: [`Smmu::format`] says which it is.
 //!
 //! Arm System Memory Management Unit Architecture Specification, SMMU architecture version 3
-//! (IHI 0070); sections below are of that document.
+//! (IHI 0070); sections below are of that document. Issue G has a register more: there, sections of
+//! registers from 6.3.17 on are one further.
 
 use crate::address::{Ipa, PAGE_SIZE, Pa};
 use crate::dma::{Coherency, Memory, Pool};
 use crate::mmio::{Bus, Timeout, wait_until};
 use alloc::vec::Vec;
 use core::fmt;
-use tock_registers::LocalRegisterCopy;
 
 mod command;
 mod event;
@@ -43,6 +43,10 @@ use stream::StreamTable;
 pub enum Error {
     /// A register write is never acknowledged, or a command never carried out.
     Timeout,
+    /// It cannot read its commands.
+    Unreadable,
+    /// It was turned off, for good.
+    Off,
     /// The SMMU lacks something that we cannot do without.
     Lacks(&'static str),
     /// There is no memory for a table or a queue.
@@ -76,6 +80,8 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Timeout => f.write_str("the SMMU does not answer"),
+            Self::Unreadable => f.write_str("the SMMU cannot read its commands"),
+            Self::Off => f.write_str("the SMMU failed and is off"),
             Self::Lacks(what) => write!(f, "the SMMU lacks {what}"),
             Self::OutOfMemory => f.write_str("no memory for a table of the SMMU"),
             Self::OutOfReach(pa) => write!(f, "the SMMU does not reach {pa}"),
@@ -121,6 +127,8 @@ pub struct AddressSpace {
     pub id: u16,
     /// Bits of an input address.
     pub input_bits: u8,
+    /// No table is at this address or above, and none leads there.
+    pub end: Pa,
 }
 
 /// What the SMMU can do (6.3.1 to 6.3.6).
@@ -157,8 +165,9 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Reads the ID registers, and checks that the SMMU can do what we need.
-    fn read(bus: &impl Bus) -> Result<Self, Error> {
+    /// Reads the ID registers, and checks that the SMMU can do what we need. `wired` is how firmware
+    /// says that it is connected: an SMMU that could snoop may be where it cannot.
+    fn read(bus: &impl Bus, wired: Coherency) -> Result<Self, Error> {
         let idr0 = SMMU_IDR0.read(bus);
         let idr1 = SMMU_IDR1.read(bus);
         let idr5 = SMMU_IDR5.read(bus);
@@ -173,6 +182,8 @@ impl Capabilities {
                 "a stream table of our own",
             ),
             (!idr1.is_set(IDR1::QUEUES_PRESET), "queues of our own"),
+            // A PCI function whose access stalls may stop others (3.12).
+            (idr0.read(IDR0::STALL_MODEL) != 2, "faults that end"),
         ] {
             there.then_some(()).ok_or(Error::Lacks(what))?;
         }
@@ -184,9 +195,9 @@ impl Capabilities {
         Ok(Self {
             stage1,
             stage2,
-            coherency: match idr0.is_set(IDR0::COHACC) {
-                true => Coherency::Coherent,
-                false => Coherency::Software,
+            coherency: match (idr0.is_set(IDR0::COHACC), wired) {
+                (true, Coherency::Coherent) => Coherency::Coherent,
+                _ => Coherency::Software,
             },
             output_bits: match idr5.read(IDR5::OAS) {
                 0 => 32,
@@ -235,6 +246,10 @@ impl Capabilities {
         if space.root.get() >> self.output_bits != 0 || !space.root.is_aligned(PAGE_SIZE) {
             return Err(Error::OutOfReach(space.root));
         }
+        // Of what lies above, the SMMU would drop the upper bits (3.4).
+        if space.end.get() > 1 << self.output_bits {
+            return Err(Error::OutOfReach(space.end));
+        }
         Ok(())
     }
 
@@ -251,15 +266,48 @@ const fn byte(field: u32) -> u8 {
     (field & 0xff) as u8
 }
 
-/// What is wrong with the SMMU as a whole (7.5), since it was asked last.
+/// What is wrong with the SMMU as a whole (7.5), since it was asked last: GERROR's bits of all that is
+/// active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GlobalErrors {
-    /// Events were lost: they could not be written, or there was no room.
-    pub events_lost: bool,
-    /// The SMMU has given up (service failure mode): nothing passes any more.
-    pub service_failure: bool,
-    /// GERROR's bits of all that is active.
-    pub bits: u32,
+pub struct GlobalErrors(u32);
+
+impl GlobalErrors {
+    /// Returns whether events were lost: they could not be written, or there was no room.
+    pub fn events_lost(&self) -> bool {
+        GERROR::EVENTQ_ABT_ERR.is_set(self.0)
+    }
+
+    /// Returns whether the SMMU has given up (service failure mode, 12.3): nothing passes any more,
+    /// and it carries no command out.
+    pub fn service_failure(&self) -> bool {
+        GERROR::SFM_ERR.is_set(self.0)
+    }
+}
+
+impl fmt::Display for GlobalErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut left = self.0;
+        let mut separator = "";
+        for (field, what) in [
+            (GERROR::SFM_ERR, "service failure"),
+            (GERROR::EVENTQ_ABT_ERR, "events lost"),
+            (GERROR::PRIQ_ABT_ERR, "page requests lost"),
+            (GERROR::MSI_CMDQ_ABT_ERR, "message about commands lost"),
+            (GERROR::MSI_EVENTQ_ABT_ERR, "message about events lost"),
+            (GERROR::MSI_PRIQ_ABT_ERR, "message about page requests lost"),
+            (GERROR::MSI_GERROR_ABT_ERR, "message about errors lost"),
+        ] {
+            if field.is_set(self.0) {
+                write!(f, "{separator}{what}")?;
+                left &= !(field.mask << field.shift);
+                separator = ", ";
+            }
+        }
+        match left {
+            0 => Ok(()),
+            left => write!(f, "{separator}GERROR {left:#x}"),
+        }
+    }
 }
 
 /// Refuses every access of every device: the first thing to do with an SMMU.
@@ -289,16 +337,26 @@ pub struct Smmu<B> {
     streams: StreamTable,
     /// Context descriptors by StreamID: stage 1 only.
     contexts: Vec<(u32, Memory)>,
+    /// It was turned off, and refuses everything.
+    off: bool,
+    /// It has given up by itself, and refuses everything (12.3).
+    service_failure: bool,
 }
 
 impl<B: Bus> Smmu<B> {
     /// Takes the SMMU over and turns it on, with every stream refused. StreamIDs up to `streams`
     /// less one get a place: what the machine's `iommu-map` leads to, cut to what the SMMU has.
+    /// `wired` says whether firmware takes it to be where it can snoop.
     ///
     /// Also does [`abort_all`], if it has not been done.
-    pub fn new(bus: B, streams: u64, pool: &mut impl Pool) -> Result<Self, Error> {
+    pub fn new(
+        bus: B,
+        wired: Coherency,
+        streams: u64,
+        pool: &mut impl Pool,
+    ) -> Result<Self, Error> {
         abort_all(&bus)?;
-        let capabilities = Capabilities::read(&bus)?;
+        let capabilities = Capabilities::read(&bus, wired)?;
         reset(&bus, &capabilities)?;
         let streams = StreamTable::new(&capabilities, streams, pool)?;
         let commands = CommandQueue::new(&capabilities, pool)?;
@@ -314,6 +372,8 @@ impl<B: Bus> Smmu<B> {
             events,
             streams,
             contexts,
+            off: false,
+            service_failure: false,
         };
         smmu.turn_on()?;
         Ok(smmu)
@@ -358,13 +418,18 @@ impl<B: Bus> Smmu<B> {
 
     /// Translates a stream's addresses from now on, which was refused before.
     ///
-    /// What the SMMU may have cached under `space.id` is from this address space.
+    /// What the SMMU may have cached under `space.id` is from this address space. On an error the
+    /// stream is refused; if [`Smmu::is_attached`] then says so, the SMMU may not know that yet, and
+    /// it has to be detached before the tables can go.
     pub fn attach(
         &mut self,
         stream: u32,
         space: &AddressSpace,
         pool: &mut impl Pool,
     ) -> Result<(), Error> {
+        if self.off {
+            return Err(Error::Off);
+        }
         self.capabilities.check(space)?;
         self.streams.provide(stream, &self.capabilities, pool)?;
         if !self.streams.is_clear(stream)? {
@@ -377,21 +442,61 @@ impl<B: Bus> Smmu<B> {
                 stream::stage1(context, &self.capabilities)
             }
         };
-        let written = self.write(stream, &entry);
-        if written.is_err() {
-            self.streams.write_first(stream, stream::ABORT)?;
+        // It refuses as long as its first word does; all else is there before (3.21.3.1).
+        self.streams.write_rest(stream, &entry)?;
+        if let Err(error) = self.forget(stream) {
             self.streams.write_rest(stream, &[0; stream::WORDS])?;
+            return Err(error);
         }
-        written
+        self.resume(stream)
     }
 
-    /// Writes a stream's entry. It refuses as long as its first word does; all else is there before
-    /// (3.21.3).
-    fn write(&mut self, stream: u32, entry: &[u64; stream::WORDS]) -> Result<(), Error> {
-        self.streams.write_rest(stream, entry)?;
-        self.forget(stream)?;
-        self.streams.write_first(stream, entry[0])?;
+    /// Refuses the accesses of a stream that is attached until [`Smmu::resume`], without recording
+    /// them. What was let through before may still be under way.
+    pub fn refuse(&mut self, stream: u32) -> Result<(), Error> {
+        if self.off || !self.is_attached(stream) {
+            return Ok(());
+        }
+        self.streams.write_first(stream, stream::ABORT)?;
         self.forget(stream)
+    }
+
+    /// Translates the accesses of a stream again, if it is attached.
+    pub fn resume(&mut self, stream: u32) -> Result<(), Error> {
+        if self.off {
+            return Err(Error::Off);
+        }
+        if !self.is_attached(stream) {
+            return Ok(());
+        }
+        let context = self.context_of(stream).map(Memory::pa);
+        self.streams.write_first(stream, stream::first(context))?;
+        let seen = self.forget(stream);
+        if seen.is_err() {
+            // The rest stays: the SMMU may have read the entry meanwhile.
+            self.streams.write_first(stream, stream::ABORT)?;
+        }
+        seen
+    }
+
+    /// Turns the SMMU off for good: it refuses everything that comes from then on, and what it cached
+    /// means nothing. For one that does not carry commands out; if it does not take this either,
+    /// nothing is known of what it lets through, unless it has given up by itself.
+    ///
+    /// What has passed it before may still be on its way to memory (6.3.9.6): that is for whoever
+    /// stops the devices to wait for.
+    pub fn turn_off(&mut self) -> Result<(), Error> {
+        let shut = abort_all(&self.bus);
+        self.off = shut.is_ok() || self.service_failure;
+        match self.off {
+            true => Ok(()),
+            false => shut,
+        }
+    }
+
+    /// Returns whether it was turned off.
+    pub fn is_off(&self) -> bool {
+        self.off
     }
 
     /// Makes a stream's context descriptor, and returns where it is.
@@ -424,9 +529,9 @@ impl<B: Bus> Smmu<B> {
     }
 
     /// Refuses a stream's accesses from now on. When this returns none is under way any more that
-    /// was let through before; if it fails, one may be.
+    /// was let through before; if it fails, one may be. A stream without a place is refused anyway.
     pub fn detach(&mut self, stream: u32, pool: &mut impl Pool) -> Result<(), Error> {
-        if self.streams.is_clear(stream)? {
+        if !self.is_attached(stream) {
             return Ok(());
         }
         let id = self.streams.id(stream, self.context_of(stream))?;
@@ -441,7 +546,7 @@ impl<B: Bus> Smmu<B> {
         Ok(())
     }
 
-    /// Returns whether a stream's accesses are translated.
+    /// Returns whether a stream has tables, even if it is refused for now.
     pub fn is_attached(&self, stream: u32) -> bool {
         self.streams.is_clear(stream) == Ok(false)
     }
@@ -455,10 +560,7 @@ impl<B: Bus> Smmu<B> {
             false => command::pages(at, len),
         };
         match ranges {
-            Some(ranges) => {
-                let commands = ranges.map(|range| Command::InvalidateRange { scope, range });
-                self.commands.run(&self.bus, commands)
-            }
+            Some(ranges) => self.run(ranges.map(|range| Command::InvalidateRange { scope, range })),
             None => self.invalidate_all(id),
         }
     }
@@ -467,8 +569,7 @@ impl<B: Bus> Smmu<B> {
     /// another one.
     pub fn invalidate_all(&mut self, id: u16) -> Result<(), Error> {
         let scope = self.scope(id);
-        self.commands
-            .run(&self.bus, [Command::InvalidateAll { scope }])
+        self.run([Command::InvalidateAll { scope }])
     }
 
     /// Turns the interrupts for events and global errors on. They are edges.
@@ -482,12 +583,6 @@ impl<B: Bus> Smmu<B> {
         self.events.next(&self.bus)
     }
 
-    /// Returns the events of the queue, oldest first, until it is empty. A device can make them
-    /// faster than they are read: take a bounded number.
-    pub fn events(&mut self) -> impl Iterator<Item = Event> + '_ {
-        core::iter::from_fn(|| self.next_event())
-    }
-
     /// Returns how often the event queue was found to have overflowed.
     pub fn overflows(&self) -> u64 {
         self.events.overflows()
@@ -499,22 +594,27 @@ impl<B: Bus> Smmu<B> {
         let errors = SMMU_GERROR.get(&self.bus);
         let seen = SMMU_GERRORN.get(&self.bus);
         let command = GERROR::CMDQ_ERR::SET.value;
-        let active = LocalRegisterCopy::<u32, GERROR::Register>::new((errors ^ seen) & !command);
-        if active.get() == 0 {
+        let active = (errors ^ seen) & !command;
+        if active == 0 {
             return None;
         }
-        SMMU_GERRORN.set(&self.bus, seen ^ active.get());
-        Some(GlobalErrors {
-            events_lost: active.is_set(GERROR::EVENTQ_ABT_ERR),
-            service_failure: active.is_set(GERROR::SFM_ERR),
-            bits: active.get(),
-        })
+        SMMU_GERRORN.set(&self.bus, seen ^ active);
+        let errors = GlobalErrors(active);
+        self.service_failure |= errors.service_failure();
+        Some(errors)
     }
 
     /// Has the SMMU forget what it cached of a stream's table entry.
     fn forget(&mut self, stream: u32) -> Result<(), Error> {
-        self.commands
-            .run(&self.bus, [Command::ForgetStream { stream }])
+        self.run([Command::ForgetStream { stream }])
+    }
+
+    /// Has the SMMU carry commands out. One that is off has nothing to forget.
+    fn run(&mut self, commands: impl IntoIterator<Item = Command>) -> Result<(), Error> {
+        if self.off {
+            return Ok(());
+        }
+        self.commands.run(&self.bus, commands)
     }
 
     fn scope(&self, id: u16) -> Scope {
@@ -554,8 +654,10 @@ fn reset(bus: &impl Bus, capabilities: &Capabilities) -> Result<(), Error> {
         ),
         Coherency::Software => SMMU_CR1.set(bus, 0),
     }
-    // VMIDs here are the SMMU's own: what processors broadcast does not concern it.
-    SMMU_CR2.write(bus, CR2::PTM::SET + CR2::RECINVSID::SET);
+    // VMIDs here are the SMMU's own: what processors broadcast does not concern it. StreamIDs that
+    // have no place are refused without events, as those are that have one and are not attached: who
+    // makes them cannot be told, and so not stopped.
+    SMMU_CR2.write(bus, CR2::PTM::SET + CR2::RECINVSID::CLEAR);
     Ok(())
 }
 

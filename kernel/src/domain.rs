@@ -5,7 +5,7 @@ use crate::interrupts::Interrupts;
 use crate::lifecycle::{Lifecycle, Then};
 use crate::memory::{self, TableFrames};
 use crate::pcpu::Pcpu;
-use crate::physical::{self, Dma, Ecam};
+use crate::physical::{self, Dma, Mastered};
 use crate::servers::{Link, Serving};
 use crate::vcpu::{Vcpu, VcpuRef};
 use crate::{machine, sched, terminal};
@@ -53,7 +53,7 @@ pub(crate) struct Domain {
     /// Its PCI buses, if it was made with a host bridge.
     pub(crate) pci: Option<Mutex<Bus>>,
     /// The interrupt pins of its passed-through functions.
-    pub(crate) pins: intx::Functions<pci::Function<'static, Ecam>>,
+    pub(crate) pins: intx::Functions<Mastered>,
     /// The numbers that its guest gave to its buses.
     pub(crate) bus_numbers: Numbers,
     /// Its devices' translation, if it was made with an IOMMU.

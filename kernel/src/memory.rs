@@ -21,6 +21,7 @@ use buddy_system_allocator::Heap;
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::frames::{Allocator, Run, Statistics};
 use kernel::size;
 use spin::Mutex;
@@ -40,6 +41,8 @@ const HEAP_STEP: usize = 1 << 20;
 
 /// The frames, once the device tree has said which there are.
 static FRAMES: Mutex<Option<Allocator<'static>>> = Mutex::new(None);
+/// Where RAM ends.
+static RAM_END: AtomicU64 = AtomicU64::new(0);
 /// EL2's own translation.
 static TABLES: Mutex<Option<El2>> = Mutex::new(None);
 
@@ -274,7 +277,16 @@ pub(crate) fn init_frames(ram: &[Run], mapped: &[Run], taken: &[Run]) -> Result<
         len: bytes,
     });
     *FRAMES.lock() = Some(allocator);
+    let end = ram.last().map_or(0, |run| run.start.get() + run.len);
+    // Relaxed: other pCPUs start later.
+    RAM_END.store(end, Ordering::Relaxed);
     Ok(())
+}
+
+/// Returns where the machine's RAM ends.
+pub(crate) fn ram_end() -> Pa {
+    // Relaxed: written once, before other pCPUs start.
+    Pa::new(RAM_END.load(Ordering::Relaxed))
 }
 
 fn map_ram(start: u64, end: u64) -> Result<(), &'static str> {

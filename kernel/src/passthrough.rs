@@ -208,9 +208,10 @@ impl Assigned {
             owners[index] = Some(domain.id);
         }
         let taken = Self::prepare(domain, config, physical, index, method, wait);
+        let allowed = config.max_faults.unwrap_or(manifest::MAX_FAULTS_DEFAULT);
         let taken = taken.and_then(|mut assigned| {
             let attached = physical
-                .attach(index, domain, dma)
+                .attach(index, allowed, domain, dma)
                 .map_err(AssignError::Smmu)
                 .and_then(|()| assigned.plug(domain).map_err(|_| AssignError::NoMemory));
             match attached {
@@ -410,6 +411,9 @@ impl Assigned {
                 self.slot
             );
         }
+        if let Some(physical) = physical::get() {
+            physical.restore(self.index);
+        }
         if let Some(pin) = self.pin {
             domain.pins.start(pin, MEMORY);
         }
@@ -420,8 +424,7 @@ impl Assigned {
         let Some(physical) = physical::get().filter(|_| self.pin.is_none()) else {
             return Ok(());
         };
-        let device = &physical.found.devices()[self.index];
-        let config = pci::Function::new(&physical.config, device.sbdf);
+        let config = physical.mastered(self.index);
         let pin = domain.pins.add(config, self.wiring)?;
         if let Some(wiring) = self.wiring
             && let Err(error) = physical.lines.join(wiring.line, domain)

@@ -40,6 +40,8 @@ pub(crate) struct Local {
     pub(crate) slice_end: u64,
     /// What the hypervisor's timer is set to.
     pub(crate) timer: Option<u64>,
+    /// When to look again at devices that have more to say.
+    pub(crate) devices: Option<u64>,
     /// Which vCPU of a domain was loaded last, for some of the domains (`comes_after_another`).
     ran: [Option<(u32, usize)>; RAN],
 }

@@ -9,6 +9,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::address::{Ipa, PAGE_SIZE, Pa};
+use arch::asm;
 use arch::dma::Coherency;
 use arch::gic::lpi::{Pending, Properties};
 use arch::gic::{IntId, Priority, Trigger};
@@ -19,6 +20,7 @@ use arch::table::{Access, Format, Invalidate, Stage2, Vmid};
 use core::fmt;
 use dt::{Node, Tree};
 use kernel::layout;
+use kernel::streams::{Fault, Guard, Holder, Second, Translation, Trees};
 use pci::{ConfigSpace, Groups, Header, Hierarchy, HostBridge, RidMap};
 use spin::{Mutex, Once};
 use vpci::{Offset, PhysicalConfig, Sbdf, Size};
@@ -27,10 +29,16 @@ use vpci::{Offset, PhysicalConfig, Sbdf, Size};
 const FIRST_LPI: u32 = 8192;
 /// What an LPI number has at most: as many as there are MSI-X vectors in 32 functions.
 const LPI_BITS: u32 = 16;
-/// Events of one interrupt's worth of reading the SMMU's queue.
+/// Events that are read from an SMMU's queue in one go, and after how many microseconds the next ones
+/// are if there are more: meanwhile guests run.
 const EVENTS: usize = 256;
-/// Events of one function that are shown, in a second.
-const SHOWN_EVENTS: u32 = 4;
+const PAUSE_MICROSECONDS: u64 = 1_000;
+
+/// COMMAND (PCI Express Base Specification, 7.5.1.1.3).
+const COMMAND: Offset = Offset::in_function(0x04);
+const BUS_MASTER: u32 = 1 << 2;
+/// What a function reads as that does not answer.
+const NO_ANSWER: u32 = 0xffff;
 
 /// The physical config space: an ECAM window.
 pub(crate) struct Ecam {
@@ -88,6 +96,8 @@ pub(crate) struct Physical {
     pub(crate) lines: Lines,
     /// By position in `found`: the domain that has it.
     pub(crate) owners: Mutex<Vec<Option<u32>>>,
+    /// By position in `found`: whether it may master the bus.
+    masters: Vec<Mutex<Master>>,
     streams: Option<RidMap>,
     devices: Option<RidMap>,
     smmus: Vec<Iommu>,
@@ -95,24 +105,103 @@ pub(crate) struct Physical {
     pub(crate) messages: Option<Messages>,
 }
 
-/// An SMMU.
-struct Iommu {
-    phandle: u32,
-    interrupts: [Option<u32>; 2],
-    smmu: Mutex<Smmu<Window>>,
-    /// Who is behind it, by StreamID.
-    attached: Mutex<Vec<Attached>>,
+/// A function as a bus master.
+#[derive(Default)]
+struct Master {
+    /// It made a storm of faults, or what is to check its DMA failed: it may not, until its reset.
+    cut: bool,
+    /// How often that was so.
+    times: u32,
 }
 
-/// A StreamID that belongs to a domain.
-struct Attached {
-    stream: u32,
-    domain: String,
-    host: Sbdf,
-    /// Events since it was attached, and those that were shown in the second that began at `since`.
-    events: u64,
-    shown: u32,
-    since: u64,
+/// The config space of a function that a domain has: its COMMAND is written without bus mastering while
+/// that is taken from it.
+pub(crate) struct Mastered {
+    physical: &'static Physical,
+    index: usize,
+    function: pci::Function<'static, Ecam>,
+}
+
+impl PhysicalConfig for Mastered {
+    fn read(&self, offset: Offset, size: Size) -> u32 {
+        self.function.read(offset, size)
+    }
+
+    fn write(&self, offset: Offset, size: Size, value: u32) {
+        if offset == COMMAND {
+            self.physical.set_command(self.index, value);
+        } else {
+            self.function.write(offset, size, value);
+        }
+    }
+}
+
+/// An SMMU.
+///
+/// Locks: a function's `Master`, then `state`; never two of a kind.
+struct Iommu {
+    /// Its node's path.
+    name: String,
+    phandle: u32,
+    interrupts: [Option<u32>; 2],
+    state: Mutex<IommuState>,
+}
+
+/// The driver of an SMMU, with the kernel's memory.
+struct Driver(Smmu<Window>);
+
+impl Translation for Driver {
+    fn format(&self) -> smmu::Format {
+        self.0.format()
+    }
+    fn attach(&mut self, stream: u32, space: &AddressSpace) -> Result<(), smmu::Error> {
+        self.0.attach(stream, space, &mut DmaPool)
+    }
+    fn detach(&mut self, stream: u32) -> Result<(), smmu::Error> {
+        self.0.detach(stream, &mut DmaPool)
+    }
+    fn refuse(&mut self, stream: u32) -> Result<(), smmu::Error> {
+        self.0.refuse(stream)
+    }
+    fn resume(&mut self, stream: u32) -> Result<(), smmu::Error> {
+        self.0.resume(stream)
+    }
+    fn invalidate(&mut self, id: u16, at: Ipa, len: u64) -> Result<(), smmu::Error> {
+        self.0.invalidate(id, at, len)
+    }
+    fn invalidate_all(&mut self, id: u16) -> Result<(), smmu::Error> {
+        self.0.invalidate_all(id)
+    }
+    fn turn_off(&mut self) -> Result<(), smmu::Error> {
+        self.0.turn_off()
+    }
+    fn is_off(&self) -> bool {
+        self.0.is_off()
+    }
+}
+
+/// What changes of an SMMU.
+struct IommuState {
+    guard: Guard<Driver>,
+    /// Events of streams that nobody has.
+    strangers: Second,
+    /// Times that events were lost, and those of them that were overflows.
+    losses: Second,
+    overflows: u64,
+    /// Events are not read before this: they are read again then.
+    resume_at: Option<u64>,
+}
+
+/// What reading an SMMU's events led to.
+enum Drained {
+    /// There is nothing to do.
+    Quiet,
+    /// There are more of them.
+    More,
+    /// Too many are of this stream.
+    Storm { stream: u32, allowed: u32 },
+    /// The SMMU has given up.
+    Failed,
 }
 
 /// The physical ITS, and where each LPI goes.
@@ -217,7 +306,7 @@ fn find(tree: &Tree, node: Node<'_>, aborted: Aborted<'_>) -> Physical {
     };
     let streams = rid_map("iommu-map", "iommu-map-mask");
     let devices = rid_map("msi-map", "msi-map-mask");
-    let stream = |rid| streams.as_ref()?.translate(rid).map(|(_, stream)| stream);
+    let stream = |rid| streams.as_ref()?.translate(rid);
     let Ok(groups) = Groups::find(&found, stream) else {
         give_up(format_args!(
             "there is no memory to note which PCI functions go together"
@@ -226,7 +315,7 @@ fn find(tree: &Tree, node: Node<'_>, aborted: Aborted<'_>) -> Physical {
     let smmus = aborted
         .0
         .into_iter()
-        .map(|(node, window)| iommu(node, window))
+        .filter_map(|(node, window)| iommu(node, window, streams.as_ref()))
         .collect();
     info!("{} PCI functions", found.devices().len());
     for device in found.devices() {
@@ -239,6 +328,7 @@ fn find(tree: &Tree, node: Node<'_>, aborted: Aborted<'_>) -> Physical {
     Physical {
         lines: Lines::find(tree, node, &config, &found),
         owners: Mutex::new(alloc::vec![None; found.devices().len()]),
+        masters: found.devices().iter().map(|_| Mutex::default()).collect(),
         config,
         found,
         groups,
@@ -291,9 +381,26 @@ fn host_bridge(node: Node<'_>) -> (Ecam, HostBridge) {
     )
 }
 
+/// Takes an SMMU over. One that we cannot use stays as it is, which lets nothing through.
 #[cold]
-fn iommu(node: Node<'_>, window: Window) -> Iommu {
-    let smmu = or_give_up!(Smmu::new(window, 1 << 16, &mut DmaPool), node);
+fn iommu(node: Node<'_>, window: Window, streams: Option<&RidMap>) -> Option<Iommu> {
+    let phandle = node.phandle().unwrap_or(0);
+    let end = streams.map_or(0, |map| map.end(phandle));
+    if end == 0 {
+        debug!("{}: no PCI function is behind it", node.path());
+        return None;
+    }
+    let wired = match node.property("dma-coherent") {
+        Some(_) => Coherency::Coherent,
+        None => Coherency::Software,
+    };
+    let smmu = match Smmu::new(window, wired, end, &mut DmaPool) {
+        Ok(smmu) => smmu,
+        Err(error) => {
+            warning!("{}: {error}: nothing passes it", node.path());
+            return None;
+        }
+    };
     let names = node
         .property("interrupt-names")
         .and_then(|names| names.strings().ok());
@@ -305,12 +412,18 @@ fn iommu(node: Node<'_>, window: Window) -> Iommu {
             .nth(index)
             .map(|interrupt| interrupt.intid)
     };
-    Iommu {
-        phandle: node.phandle().unwrap_or(0),
+    Some(Iommu {
+        name: alloc::format!("{}", node.path()),
+        phandle,
         interrupts: [number("eventq"), number("gerror")],
-        smmu: Mutex::new(smmu),
-        attached: Mutex::new(Vec::new()),
-    }
+        state: Mutex::new(IommuState {
+            guard: Guard::new(Driver(smmu)),
+            strangers: Second::default(),
+            losses: Second::default(),
+            overflows: 0,
+            resume_at: None,
+        }),
+    })
 }
 
 /// Sets up LPIs on every pCPU that has started, and the ITS.
@@ -374,8 +487,9 @@ impl Physical {
                     Err(_) => warning!("the SMMU's interrupt {number} is none of the GIC's"),
                 }
             }
-            if iommu.smmu.lock().enable_interrupts().is_err() {
-                warning!("an SMMU does not send interrupts: DMA faults are not reported");
+            if iommu.state.lock().guard.smmu.0.enable_interrupts().is_err() {
+                let name = &iommu.name;
+                warning!("{name}: it sends no interrupts: DMA faults are not reported");
             }
         }
     }
@@ -389,89 +503,240 @@ impl Physical {
         else {
             return false;
         };
-        iommu.report();
+        self.report(iommu);
         true
     }
 
-    /// Returns the SMMU behind which a function is, and the StreamIDs that it has there.
-    fn streams(&self, index: usize) -> Option<(&Iommu, Vec<u32>)> {
-        let device = self.found.devices().get(index)?;
-        let map = self.streams.as_ref()?;
-        let mut streams = Vec::new();
-        let mut iommu = None;
-        for rid in self.found.requester_ids(device) {
-            let (phandle, stream) = map.translate(rid)?;
-            iommu = Some(self.smmus.iter().find(|iommu| iommu.phandle == phandle)?);
-            streams.try_reserve(1).ok()?;
-            streams.push(stream);
-        }
-        Some((iommu?, streams))
+    /// Returns the streams that a function has, for each of its requester IDs one, and the SMMU of
+    /// each; `None` for one that none checks.
+    fn streams(&self, index: usize) -> impl Iterator<Item = Option<(&Iommu, u32)>> {
+        let device = self.found.devices().get(index);
+        let requesters = device.into_iter().flat_map(|d| self.found.requester_ids(d));
+        requesters.map(|rid| {
+            let (phandle, stream) = self.streams.as_ref()?.translate(rid)?;
+            let iommu = self.smmus.iter().find(|iommu| iommu.phandle == phandle)?;
+            Some((iommu, stream))
+        })
     }
 
-    /// Returns whether a function's DMA is checked by an SMMU.
+    /// Returns whether a function's DMA is checked by an SMMU, whichever way it takes.
     pub(crate) fn is_behind_smmu(&self, index: usize) -> bool {
-        self.streams(index).is_some()
+        self.streams(index).all(|stream| stream.is_some())
     }
 
-    /// Lets a function reach a domain's memory.
+    /// Lets a function reach a domain's memory. It may make so many faults in a second. On an error
+    /// it is to be detached.
     pub(crate) fn attach(
         &self,
         index: usize,
+        allowed: u32,
         domain: &Domain,
         dma: &Dma,
     ) -> Result<(), smmu::Error> {
-        let Some((iommu, streams)) = self.streams(index) else {
-            return Ok(());
-        };
         let host = self.found.devices()[index].sbdf;
-        for stream in streams {
-            // Locks: the SMMU, then what is behind it.
-            let mut smmu = iommu.smmu.lock();
-            let mut attached = iommu.attached.lock();
-            attached
-                .try_reserve(1)
-                .map_err(|_| smmu::Error::OutOfMemory)?;
-            // Functions that a bridge sends for have one StreamID, and go to one domain.
-            let shared = |other: &Attached| other.stream == stream && other.domain == domain.name();
-            if !attached.iter().any(shared) {
-                let space = AddressSpace {
-                    root: dma.root,
-                    id: dma.id,
-                    input_bits: Stage2::IPA_BITS,
-                };
-                smmu.attach(stream, &space, &mut DmaPool)?;
-            }
-            attached.push(Attached {
-                stream,
-                domain: String::from(domain.name()),
-                host,
-                events: 0,
-                shown: 0,
-                since: 0,
-            });
+        for stream in self.streams(index) {
+            let (iommu, stream) = stream.ok_or(smmu::Error::NoSuchStream(host.rid().into()))?;
+            let guard = &mut iommu.state.lock().guard;
+            let space = dma.space(guard.smmu.format());
+            let holder = Holder {
+                function: host,
+                domain: domain.name(),
+                allowed,
+            };
+            guard.attach(stream, &space.ok_or(smmu::Error::OutOfMemory)?, holder)?;
         }
         Ok(())
     }
 
-    /// Lets a function reach nothing.
+    /// Lets a function reach nothing. A stream that others have too stays theirs: the function does
+    /// not master the bus any more.
     pub(crate) fn detach(&self, index: usize) {
-        let Some((iommu, streams)) = self.streams(index) else {
+        let Some(device) = self.found.devices().get(index) else {
             return;
         };
-        let host = self.found.devices()[index].sbdf;
-        for stream in streams {
-            let mut smmu = iommu.smmu.lock();
-            let mut attached = iommu.attached.lock();
-            let is_its = |other: &Attached| other.stream == stream && other.host == host;
-            let Some(place) = attached.iter().position(is_its) else {
-                continue;
+        for (iommu, stream) in self.streams(index).flatten() {
+            let detach = || iommu.state.lock().guard.detach(stream, device.sbdf);
+            if let Err(error) = detach() {
+                self.fail(iommu, &error);
+                // It is off, so that this only tidies up.
+                let _ = detach();
+            }
+        }
+    }
+
+    /// Returns the config space of a function, for who writes its COMMAND.
+    pub(crate) fn mastered(&'static self, index: usize) -> Mastered {
+        Mastered {
+            physical: self,
+            index,
+            function: pci::Function::new(&self.config, self.found.devices()[index].sbdf),
+        }
+    }
+
+    /// Writes a function's COMMAND: without bus mastering while that is taken from it.
+    fn set_command(&self, index: usize, command: u32) {
+        let (Some(device), Some(master)) =
+            (self.found.devices().get(index), self.masters.get(index))
+        else {
+            return;
+        };
+        let master = master.lock();
+        let command = if master.cut {
+            command & !BUS_MASTER
+        } else {
+            command
+        };
+        self.config.write(device.sbdf, COMMAND, Size::Two, command);
+    }
+
+    /// Takes bus mastering from a function until its reset, and has its streams refused without
+    /// events. Returns how often that was so, or `None` if it is already.
+    #[cold]
+    fn cut(&self, index: usize) -> Option<u32> {
+        let (device, master) = (self.found.devices().get(index)?, self.masters.get(index)?);
+        let mut failed = None;
+        let times = {
+            let mut master = master.lock();
+            if master.cut {
+                return None;
+            }
+            master.cut = true;
+            master.times = master.times.saturating_add(1);
+            let command = match self.config.read(device.sbdf, COMMAND, Size::Two) {
+                NO_ANSWER => 0,
+                command => command & !BUS_MASTER,
             };
-            attached.swap_remove(place);
-            if attached.iter().any(|other| other.stream == stream) {
+            self.config.write(device.sbdf, COMMAND, Size::Two, command);
+            // The answer does not overtake what the function wrote before (PCI Express Base
+            // Specification, 2.4.1): when it is here, nothing of that is on its way.
+            let _ = self.config.read(device.sbdf, COMMAND, Size::Two);
+            asm::dsb_sy();
+            for (iommu, stream) in self.streams(index).flatten() {
+                let refused = iommu.state.lock().guard.cut(stream, device.sbdf);
+                if let Err(error) = refused {
+                    failed = Some((iommu, error));
+                }
+            }
+            master.times
+        };
+        if let Some((iommu, error)) = failed {
+            self.fail(iommu, &error);
+        }
+        Some(times)
+    }
+
+    /// Gives back to a function that was reset what `cut` took: its driver may have it master the bus.
+    pub(crate) fn restore(&self, index: usize) {
+        let (Some(device), Some(master)) =
+            (self.found.devices().get(index), self.masters.get(index))
+        else {
+            return;
+        };
+        let mut failed = None;
+        {
+            let mut master = master.lock();
+            if !master.cut {
+                return;
+            }
+            for (iommu, stream) in self.streams(index).flatten() {
+                let resumed = iommu.state.lock().guard.restore(stream, device.sbdf);
+                if let Err(error) = resumed {
+                    failed = Some((iommu, error));
+                }
+            }
+            master.cut = failed.is_some();
+        }
+        if let Some((iommu, error)) = failed {
+            warning!("PCI {}: it stays cut off from memory: {error}", device.sbdf);
+            self.fail(iommu, &error);
+        }
+    }
+
+    /// Gives an SMMU up that did not do what it was told, so that nothing depends on what it cached:
+    /// it is turned off, which lets nothing through, and whoever is behind it is cut off. Then the
+    /// others can go on. If it does not take that either, nobody's memory is safe.
+    #[cold]
+    fn fail(&self, iommu: &Iommu, why: &dyn fmt::Display) {
+        {
+            let smmu = &mut iommu.state.lock().guard.smmu;
+            if smmu.is_off() {
+                return;
+            }
+            if let Err(error) = smmu.turn_off() {
+                let name = &iommu.name;
+                give_up(format_args!(
+                    "{name}: {why}, and cannot be turned off: {error}"
+                ));
+            }
+        }
+        error!(
+            "{}: {why}: it is off, and what is behind it reaches no memory",
+            iommu.name
+        );
+        for index in 0..self.found.devices().len() {
+            if self.holds(index, iommu, |_| true) {
+                self.cut(index);
+            }
+        }
+    }
+
+    /// Returns whether a function was given a stream of this SMMU that is `one`.
+    fn holds(&self, index: usize, iommu: &Iommu, one: impl Fn(u32) -> bool) -> bool {
+        let Some(device) = self.found.devices().get(index) else {
+            return false;
+        };
+        let here = self.streams(index).flatten();
+        let mut here = here.filter(|(other, id)| core::ptr::eq(*other, iommu) && one(*id));
+        here.any(|(_, id)| {
+            let state = iommu.state.lock();
+            state.guard.streams().others(id, device.sbdf).is_some()
+        })
+    }
+
+    /// Reports what an SMMU refused, as much of it as is read in one go, and does something about
+    /// functions that do not stop.
+    #[cold]
+    fn report(&self, iommu: &Iommu) {
+        let mut budget = EVENTS;
+        loop {
+            let drained = iommu.state.lock().drain(&iommu.name, &mut budget);
+            match drained {
+                Drained::Quiet => return,
+                Drained::More => {
+                    let pause = machine::get().ticks(PAUSE_MICROSECONDS);
+                    let at = crate::sched::now().saturating_add(pause);
+                    iommu.state.lock().resume_at = Some(at);
+                    crate::sched::look_at_devices(at);
+                    return;
+                }
+                Drained::Storm { stream, allowed } => self.storm(iommu, stream, allowed),
+                Drained::Failed => self.fail(iommu, &"service failure"),
+            }
+        }
+    }
+
+    /// Goes on where `report` paused.
+    pub(crate) fn look_again(&self) {
+        for iommu in &self.smmus {
+            if iommu.state.lock().resume_at.is_some() {
+                self.report(iommu);
+            }
+        }
+    }
+
+    /// Cuts off all functions that have a stream.
+    #[cold]
+    fn storm(&self, iommu: &Iommu, stream: u32, allowed: u32) {
+        for (index, device) in self.found.devices().iter().enumerate() {
+            if !self.holds(index, iommu, |id| id == stream) {
                 continue;
             }
-            if smmu.detach(stream, &mut DmaPool).is_err() {
-                error!("an SMMU does not answer: stream {stream:#x} may not be detached");
+            if let Some(times) = self.cut(index) {
+                let state = iommu.state.lock();
+                let (name, host) = (state.guard.streams().domain(stream), device.sbdf);
+                warning!(
+                    "SMMU: domain {name}, {host}: more than {allowed} faults in a second: cut off from memory until its reset (time {times})"
+                );
             }
         }
     }
@@ -535,116 +800,208 @@ impl Physical {
         msi.max(msix)
     }
 
-    /// Makes the tables through which a domain's devices reach its memory, and the doorbell.
+    /// Makes the tables through which a domain's devices reach its memory, and the doorbell: whichever
+    /// of the machine's SMMUs they are behind.
     pub(crate) fn make_dma(&self, memory: &Memory, vmid: Vmid) -> Result<Dma, MakeError> {
-        let iommu = self.smmus.first().ok_or(MakeError::NoIommu)?;
-        self.make_tables(iommu, memory, vmid)
-            .ok_or(MakeError::NoMemory("its devices' tables"))
+        if self.smmus.is_empty() {
+            return Err(MakeError::NoIommu);
+        }
+        let trees = Trees::of(self.smmus.iter().map(|iommu| {
+            let smmu = &iommu.state.lock().guard.smmu.0;
+            (smmu.format(), smmu.coherency())
+        }));
+        let no_memory = MakeError::NoMemory("its devices' tables");
+        self.make_trees(trees, memory, vmid).ok_or(no_memory)
     }
 
-    fn make_tables(&self, iommu: &Iommu, memory: &Memory, vmid: Vmid) -> Option<Dma> {
-        let (format, coherency) = {
-            let smmu = iommu.smmu.lock();
-            let format = match smmu.format() {
-                smmu::Format::Stage1 => Format::Stage1,
-                smmu::Format::Stage2 => Format::Stage2,
-            };
-            (format, smmu.coherency())
-        };
-        let mut frames = TableFrames::for_device(coherency == Coherency::Coherent);
-        let mut stage2 = Stage2::new(&mut frames, format)?;
-        for extent in memory.ram() {
-            let (ipa, pa) = (Ipa::new(extent.ipa), extent.run.start);
-            stage2
-                .map(&mut frames, ipa, pa, extent.run.len, Access::DATA)
-                .ok()?;
-        }
-        if let Some(messages) = &self.messages {
-            let page = messages.its.lock().doorbell().align_down(PAGE_SIZE);
-            let ipa = Ipa::new(layout::PHYSICAL_DOORBELL);
-            stage2
-                .map(&mut frames, ipa, page, PAGE_SIZE, Access::DOORBELL)
-                .ok()?;
-        }
-        Some(Dma {
-            root: stage2.root(),
+    fn make_trees(&self, trees: Trees, memory: &Memory, vmid: Vmid) -> Option<Dma> {
+        let doorbell = self.messages.as_ref().map(|messages| {
+            let its = messages.its.lock();
+            its.doorbell().align_down(PAGE_SIZE)
+        });
+        let end = doorbell.map_or(0, |page| page.get() + PAGE_SIZE);
+        let mut dma = Dma {
             id: vmid.get(),
-            coherent: coherency == Coherency::Coherent,
-            tables: Some(stage2),
-        })
+            end: Pa::new(memory::ram_end().get().max(end)),
+            coherent: trees.coherency == Coherency::Coherent,
+            trees: [None, None],
+        };
+        let wanted = [
+            (trees.stage1, Format::Stage1),
+            (trees.stage2, Format::Stage2),
+        ];
+        for ((wanted, format), tree) in wanted.into_iter().zip(&mut dma.trees) {
+            if wanted {
+                let mut frames = TableFrames::for_device(dma.coherent);
+                *tree = Some(make_tree(&mut frames, format, memory, doorbell)?);
+            }
+        }
+        Some(dma)
     }
 }
 
-/// The translation of a domain's devices.
+fn make_tree(
+    frames: &mut TableFrames,
+    format: Format,
+    memory: &Memory,
+    doorbell: Option<Pa>,
+) -> Option<Stage2> {
+    let mut tree = Stage2::new(frames, format)?;
+    let ram = memory.ram().map(|extent| {
+        let (ipa, pa) = (Ipa::new(extent.ipa), extent.run.start);
+        (ipa, pa, extent.run.len, Access::DATA)
+    });
+    let doorbell = doorbell.map(|page| {
+        let ipa = Ipa::new(layout::PHYSICAL_DOORBELL);
+        (ipa, page, PAGE_SIZE, Access::DOORBELL)
+    });
+    for (ipa, pa, len, access) in ram.chain(doorbell) {
+        if tree.map(frames, ipa, pa, len, access).is_err() {
+            // No SMMU has seen it.
+            tree.destroy(frames, &Unseen);
+            return None;
+        }
+    }
+    Some(tree)
+}
+
+/// Stands for the caches of SMMUs that have never seen a tree.
+struct Unseen;
+
+impl Invalidate for Unseen {
+    fn ipa(&self, _ipa: Ipa, _len: u64) {}
+    fn all(&self) {}
+}
+
+/// The translation of a domain's devices: a tree in the format of stage 1 and one in that of stage 2,
+/// as far as the machine's SMMUs need them.
 pub(crate) struct Dma {
-    root: Pa,
     id: u16,
+    /// Nothing in them leads to this address or above.
+    end: Pa,
     coherent: bool,
-    tables: Option<Stage2>,
+    trees: [Option<Stage2>; 2],
+}
+
+impl Dma {
+    /// Returns the address space for an SMMU that has tables in this format.
+    fn space(&self, format: smmu::Format) -> Option<AddressSpace> {
+        let [stage1, stage2] = &self.trees;
+        let tree = match format {
+            smmu::Format::Stage1 => stage1,
+            smmu::Format::Stage2 => stage2,
+        };
+        Some(AddressSpace {
+            root: tree.as_ref()?.root(),
+            id: self.id,
+            input_bits: Stage2::IPA_BITS,
+            end: self.end,
+        })
+    }
+
+    /// Has each SMMU forget what it holds of the address space. One that does not is given up.
+    fn forget(&self, forget: impl Fn(&mut Guard<Driver>) -> Result<(), smmu::Error>) {
+        let Some(physical) = get() else { return };
+        for iommu in &physical.smmus {
+            let forgotten = forget(&mut iommu.state.lock().guard);
+            if let Err(error) = forgotten {
+                physical.fail(iommu, &error);
+            }
+        }
+    }
 }
 
 impl Invalidate for Dma {
     fn ipa(&self, ipa: Ipa, len: u64) {
-        for iommu in get().into_iter().flat_map(|physical| &physical.smmus) {
-            if iommu.smmu.lock().invalidate(self.id, ipa, len).is_err() {
-                give_up(format_args!(
-                    "an SMMU does not invalidate: memory could not be reused"
-                ));
-            }
-        }
+        self.forget(|guard| guard.invalidate(self.id, ipa, len));
     }
 
     fn all(&self) {
-        for iommu in get().into_iter().flat_map(|physical| &physical.smmus) {
-            if iommu.smmu.lock().invalidate_all(self.id).is_err() {
-                give_up(format_args!(
-                    "an SMMU does not invalidate: memory could not be reused"
-                ));
-            }
-        }
+        self.forget(|guard| guard.invalidate_all(self.id));
     }
 }
 
 impl Drop for Dma {
     fn drop(&mut self) {
-        if let Some(tables) = self.tables.take() {
-            tables.destroy(&mut TableFrames::for_device(self.coherent), self);
+        for tree in core::mem::take(&mut self.trees).into_iter().flatten() {
+            tree.destroy(&mut TableFrames::for_device(self.coherent), self);
         }
     }
 }
 
-impl Iommu {
-    /// Reports what the SMMU refused: one line for each function and second, the rest is counted.
-    #[cold]
-    fn report(&self) {
-        let mut smmu = self.smmu.lock();
-        let mut attached = self.attached.lock();
+impl IommuState {
+    /// Reads and reports events, at most `budget`: a few lines for each stream and second, the rest
+    /// is counted.
+    fn drain(&mut self, name: &str, budget: &mut usize) -> Drained {
         let now = crate::sched::now();
-        let second = machine::get().frequency;
-        for event in smmu.events().take(EVENTS) {
+        if self.resume_at.is_some_and(|at| now < at) {
+            return Drained::Quiet;
+        }
+        self.resume_at = None;
+        let smmu = &mut self.guard.smmu.0;
+        if smmu.is_off() {
+            return Drained::Quiet;
+        }
+        let frequency = machine::get().frequency;
+        let errors = smmu.global_errors();
+        if let Some(errors) = &errors {
+            if !errors.events_lost() {
+                warning!("{name}: {errors}");
+            }
+            if errors.service_failure() {
+                return Drained::Failed;
+            }
+        }
+        while *budget > 0 {
+            let Some(event) = self.guard.smmu.0.next_event() else {
+                self.tell_losses(
+                    name,
+                    errors.is_some_and(|e| e.events_lost()),
+                    now,
+                    frequency,
+                );
+                return Drained::Quiet;
+            };
+            *budget -= 1;
             let stream = event.stream();
-            let Some(owner) = attached.iter_mut().find(|owner| owner.stream == stream) else {
-                warning!("SMMU: stream {stream:#x} of no domain: {event}");
+            let Some(fault) = self.guard.fault(stream, now, frequency) else {
+                if self.strangers.count(now, frequency).now <= kernel::streams::SHOWN {
+                    warning!("SMMU: stream {stream:#x} of no domain: {event}");
+                }
                 continue;
             };
-            owner.events += 1;
-            if now.wrapping_sub(owner.since) >= second {
-                if owner.shown > SHOWN_EVENTS {
-                    let more = owner.shown - SHOWN_EVENTS;
-                    warning!("SMMU: domain {}, {}: {more} more", owner.domain, owner.host);
-                }
-                owner.since = now;
-                owner.shown = 0;
-            }
-            owner.shown += 1;
-            if owner.shown <= SHOWN_EVENTS {
-                let (domain, host, count) = (&owner.domain, owner.host, owner.events);
-                warning!("SMMU: domain {domain}, {host}: {event} (event {count})");
+            tell(&fault, &event);
+            if let Some(allowed) = fault.storm {
+                return Drained::Storm { stream, allowed };
             }
         }
-        if let Some(errors) = smmu.global_errors() {
-            warning!("SMMU: {errors:?}");
+        self.tell_losses(
+            name,
+            errors.is_some_and(|e| e.events_lost()),
+            now,
+            frequency,
+        );
+        Drained::More
+    }
+
+    /// Says that there are faults of which nothing else is said.
+    fn tell_losses(&mut self, name: &str, lost: bool, now: u64, frequency: u64) {
+        let overflows = self.guard.smmu.0.overflows();
+        if (lost || overflows != self.overflows) && self.losses.count(now, frequency).now == 1 {
+            warning!("{name}: faults came faster than they are read: some are not reported");
         }
+        self.overflows = overflows;
+    }
+}
+
+fn tell(fault: &Fault<'_>, event: &smmu::Event) {
+    let (domain, host) = (fault.domain, fault.function);
+    if fault.hidden > 0 {
+        warning!("SMMU: domain {domain}, {host}: {} more", fault.hidden);
+    }
+    if fault.shown {
+        let number = fault.number;
+        warning!("SMMU: domain {domain}, {host}: {event} (event {number})");
     }
 }
 

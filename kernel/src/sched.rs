@@ -10,7 +10,7 @@
 use crate::machine::{self, Machine};
 use crate::pcpu::{self, Pcpu, Running};
 use crate::vcpu::{Activity, Run, VcpuRef, request};
-use crate::{exit, irq, lifecycle};
+use crate::{exit, irq, lifecycle, physical};
 use alloc::collections::{TryReserveError, VecDeque};
 use alloc::vec::Vec;
 use arch::frame::Frame;
@@ -499,10 +499,11 @@ fn set_timer(cpu: &Pcpu, running: Option<usize>) {
     // SAFETY: on this pCPU; not held beyond this function, which calls nothing that takes it.
     let local = unsafe { cpu.local() };
     let slice = contested.then_some(local.slice_end);
-    let deadline = match (slice, sleeper) {
+    let sooner = |one: Option<u64>, other: Option<u64>| match (one, other) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),
     };
+    let deadline = sooner(sooner(slice, sleeper), local.devices);
     if deadline == local.timer {
         return;
     }
@@ -536,8 +537,17 @@ fn idle(cpu: &'static Pcpu) {
 pub(crate) fn timer_expired(cpu: &'static Pcpu) {
     sysreg::write!("cnthp_ctl_el2", 0);
     asm::isb();
-    // SAFETY: on this pCPU; not held beyond the store.
-    unsafe { cpu.local().timer = None };
+    // SAFETY: on this pCPU; not held beyond the stores.
+    let devices = unsafe {
+        let local = cpu.local();
+        local.timer = None;
+        local.devices.take_if(|at| *at <= now())
+    };
+    if devices.is_some()
+        && let Some(physical) = physical::get()
+    {
+        physical.look_again();
+    }
     loop {
         let expired = cpu.queue.lock().pop_expired(now());
         let Some(vcpu) = expired else { break };
@@ -559,6 +569,15 @@ pub(crate) fn timer_expired(cpu: &'static Pcpu) {
             Activity::Ready | Activity::Running => {}
         }
     }
+    cpu.set_resched();
+}
+
+/// Has this pCPU look again at devices that have more to say, at `at`.
+pub(crate) fn look_at_devices(at: u64) {
+    let cpu = pcpu::this();
+    // SAFETY: on this pCPU; not held beyond the store.
+    let devices = unsafe { &mut cpu.local().devices };
+    *devices = Some(devices.map_or(at, |other| other.min(at)));
     cpu.set_resched();
 }
 

@@ -22,9 +22,9 @@ pub(super) struct Range {
 /// A command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
-    /// CFGI_STE: forgets a stream table entry and what led to it (4.3.1).
+    /// CFGI_STE: forgets a stream table entry, what led to it, and its context descriptor (4.3.1).
     ForgetStream { stream: u32 },
-    /// CFGI_ALL: forgets all stream table entries and context descriptors (4.3.2).
+    /// CFGI_ALL: forgets all stream table entries and context descriptors (4.3.6).
     ForgetStreams,
     /// TLBI_S12_VMALL or TLBI_NH_ASID: forgets all of an address space (4.4.2, 4.4.3).
     InvalidateAll { scope: Scope },

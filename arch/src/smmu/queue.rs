@@ -16,6 +16,11 @@ const COMMANDS: u8 = 8;
 /// More events than a transfer of a page makes when nothing of it is mapped.
 const EVENTS: u8 = 11;
 
+/// CMDQ_CONS.ERR: the SMMU could not read the command (7.1, CERROR_ABT).
+const CERROR_ABT: u32 = 2;
+/// How often the SMMU is asked to read a command again that it could not read.
+const FETCHES: u32 = 3;
+
 /// The memory of a ring, and how its indexes count.
 #[derive(Debug)]
 struct Ring {
@@ -112,7 +117,7 @@ impl CommandQueue {
         for command in commands.into_iter().chain([Command::Sync]) {
             match self.wait(bus, |ring, written, read| !ring.is_full(written, read)) {
                 // There is no room to go on in.
-                Err(Error::Timeout) => return Err(Error::Timeout),
+                Err(error @ (Error::Timeout | Error::Unreadable)) => return Err(error),
                 other => refused = refused.and(other),
             }
             self.put(self.written, command);
@@ -123,29 +128,39 @@ impl CommandQueue {
     }
 
     /// Waits until the queue has got as far as `done` says, past commands that are refused, of which
-    /// the first is the error.
+    /// the first is the error. A command that the SMMU could not read it reads again.
     fn wait(&self, bus: &impl Bus, done: impl Fn(&Ring, u32, u32) -> bool) -> Result<(), Error> {
         let mut refused = Ok(());
+        let mut fetches = 0;
         wait_until(|| {
             let cons = SMMU_CMDQ_CONS.read(bus);
-            if cons.read(CMDQ_CONS::ERR) != 0 && has_stopped(bus) {
-                let error = self.skip(bus, cons.read(CMDQ_CONS::RD), cons.read(CMDQ_CONS::ERR));
-                refused = refused.and(Err(error));
-                return false;
+            let (at, reason) = (cons.read(CMDQ_CONS::RD), cons.read(CMDQ_CONS::ERR));
+            if reason == 0 || !has_stopped(bus) {
+                return done(&self.ring, self.written, at);
             }
-            done(&self.ring, self.written, cons.read(CMDQ_CONS::RD))
+            if reason == CERROR_ABT {
+                fetches += 1;
+                if fetches > FETCHES {
+                    return true;
+                }
+            } else {
+                refused = refused.and(Err(self.replace(at, reason)));
+            }
+            // Acknowledged, and nothing else with it: the queue goes on at the same place (7.1).
+            let seen = SMMU_GERRORN.get(bus);
+            SMMU_GERRORN.set(bus, seen ^ GERROR::CMDQ_ERR::SET.value);
+            false
         })?;
+        if fetches > FETCHES {
+            return Err(Error::Unreadable);
+        }
         refused
     }
 
-    /// Puts something harmless in the place of the command at which the queue has stopped, and lets
-    /// it go on (7.1).
-    fn skip(&self, bus: &impl Bus, at: u32, reason: u32) -> Error {
+    /// Puts something harmless in the place of the command at which the queue has stopped.
+    fn replace(&self, at: u32, reason: u32) -> Error {
         let command = self.ring.memory.read64(self.ring.offset(at));
         self.put(at, Command::Sync);
-        // Acknowledged, and nothing else with it.
-        let seen = SMMU_GERRORN.get(bus);
-        SMMU_GERRORN.set(bus, seen ^ GERROR::CMDQ_ERR::SET.value);
         Error::Rejected {
             command: (command & 0xff) as u8,
             reason: (reason & 0xff) as u8,

@@ -24,7 +24,7 @@ register_bitfields! {u32,
         VMID16 OFFSET(18) NUMBITS(1) [],
         /// 3 is big-endian only.
         TTENDIAN OFFSET(21) NUMBITS(2) [],
-        /// 0: stall and terminate; 1: terminate only; 2: stall only.
+        /// 0: stalls and terminates; 1: only terminates; 2: only stalls.
         STALL_MODEL OFFSET(24) NUMBITS(2) [],
         /// 1: also two levels of stream table.
         ST_LEVEL OFFSET(27) NUMBITS(2) []
@@ -96,6 +96,16 @@ register_bitfields! {u32,
         CMDQ_ERR OFFSET(0) NUMBITS(1) [],
         /// An event could not be written.
         EVENTQ_ABT_ERR OFFSET(2) NUMBITS(1) [],
+        /// A page request could not be written.
+        PRIQ_ABT_ERR OFFSET(3) NUMBITS(1) [],
+        /// A message about commands could not be written.
+        MSI_CMDQ_ABT_ERR OFFSET(4) NUMBITS(1) [],
+        /// A message about events could not be written.
+        MSI_EVENTQ_ABT_ERR OFFSET(5) NUMBITS(1) [],
+        /// A message about page requests could not be written.
+        MSI_PRIQ_ABT_ERR OFFSET(6) NUMBITS(1) [],
+        /// A message about global errors could not be written.
+        MSI_GERROR_ABT_ERR OFFSET(7) NUMBITS(1) [],
         /// Service failure mode.
         SFM_ERR OFFSET(8) NUMBITS(1) []
     ],

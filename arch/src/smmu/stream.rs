@@ -41,6 +41,8 @@ register_bitfields! {u64,
         S1CIR OFFSET(2) NUMBITS(2) [WriteBack = 1],
         S1COR OFFSET(4) NUMBITS(2) [WriteBack = 1],
         S1CSH OFFSET(6) NUMBITS(2) [Inner = 3],
+        /// Events that are alike may be recorded as one.
+        MEV OFFSET(19) NUMBITS(1) [],
         /// A fault does not stall.
         S1STALLD OFFSET(27) NUMBITS(1) [],
         /// Shareability is the incoming one.
@@ -107,6 +109,16 @@ fn output_size(capabilities: &Capabilities) -> u64 {
     }
 }
 
+/// Returns the first word of the entry of a stream that is translated: by stage 1, if it has a context
+/// descriptor.
+pub(super) fn first(context: Option<Pa>) -> u64 {
+    let fields: FieldValue<u64, STE0::Register> = match context {
+        Some(_) => STE0::V::SET + STE0::Config::Stage1,
+        None => STE0::V::SET + STE0::Config::Stage2,
+    };
+    fields.value | context.map_or(0, Pa::get)
+}
+
 /// Returns the entry of a stream that stage 2 translates.
 pub(super) fn stage2(space: &AddressSpace, capabilities: &Capabilities) -> [u64; WORDS] {
     let start = match space.input_bits {
@@ -124,10 +136,9 @@ pub(super) fn stage2(space: &AddressSpace, capabilities: &Capabilities) -> [u64;
     if capabilities.coherency == Coherency::Coherent {
         third += STE2::S2IR0::WriteBack + STE2::S2OR0::WriteBack + STE2::S2SH0::Inner;
     }
-    let first: FieldValue<u64, STE0::Register> = STE0::V::SET + STE0::Config::Stage2;
-    let second: FieldValue<u64, STE1::Register> = STE1::SHCFG::Incoming;
+    let second: FieldValue<u64, STE1::Register> = STE1::SHCFG::Incoming + STE1::MEV::SET;
     [
-        first.value,
+        first(None),
         second.value,
         third.value,
         space.root.get(),
@@ -140,15 +151,14 @@ pub(super) fn stage2(space: &AddressSpace, capabilities: &Capabilities) -> [u64;
 
 /// Returns the entry of a stream that stage 1 translates, as its context descriptor says.
 pub(super) fn stage1(context: Pa, capabilities: &Capabilities) -> [u64; WORDS] {
-    let first: FieldValue<u64, STE0::Register> = STE0::V::SET + STE0::Config::Stage1;
-    let mut second: FieldValue<u64, STE1::Register> = STE1::SHCFG::Incoming;
+    let mut second: FieldValue<u64, STE1::Register> = STE1::SHCFG::Incoming + STE1::MEV::SET;
     if capabilities.coherency == Coherency::Coherent {
         second += STE1::S1CIR::WriteBack + STE1::S1COR::WriteBack + STE1::S1CSH::Inner;
     }
     if capabilities.stall {
         second += STE1::S1STALLD::SET;
     }
-    [first.value | context.get(), second.value, 0, 0, 0, 0, 0, 0]
+    [first(Some(context)), second.value, 0, 0, 0, 0, 0, 0]
 }
 
 /// Returns the context descriptor of a stage 1 that translates like a stage 2.

@@ -3,11 +3,12 @@
 use super::*;
 use crate::dma::testing::{Arena, View};
 use crate::mmio::testing::Array;
+use proptest::prelude::*;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 /// What sort of SMMU it is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Fake {
     idr0: u32,
     idr1: u32,
@@ -54,8 +55,14 @@ struct Inner {
     log: Vec<[u64; 2]>,
     /// What the SMMU caches of the stream table.
     cached: BTreeMap<u32, Option<[u64; 8]>>,
+    /// Pages that the SMMU caches, by VMID or ASID; and what it found there.
+    pages: BTreeMap<(u16, u64), u32>,
     /// Opcodes that are refused.
     illegal: Vec<u64>,
+    /// After how many more CFGI_STE they are refused.
+    fail_after: Option<u32>,
+    /// How often a command cannot be read.
+    unreadable: u32,
     /// How often GBPA still reads with UPDATE.
     updating: u32,
 }
@@ -97,9 +104,15 @@ impl Model {
             }
             let at = base + u64::from(read & ((1 << log2) - 1)) * 16;
             let words = [at, at + 8].map(|pa| self.memory.read(pa).unwrap());
-            if !self.carry_out(words) {
+            let unreadable = self.inner.borrow().unreadable;
+            let error = match unreadable {
+                0 => u32::from(!self.carry_out(words)),
+                _ => 2,
+            };
+            if error != 0 {
+                self.inner.borrow_mut().unreadable = unreadable.saturating_sub(1);
                 self.registers
-                    .preset32(CMDQ_CONS, cons & !(0x7f << 24) | 1 << 24);
+                    .preset32(CMDQ_CONS, cons & !(0x7f << 24) | error << 24);
                 self.registers
                     .preset32(GERROR, self.registers.read32(GERROR) ^ 1);
                 return;
@@ -124,9 +137,33 @@ impl Model {
         if !known || inner.illegal.contains(&code) {
             return false;
         }
+        if code == 0x03
+            && let Some(left) = inner.fail_after
+        {
+            inner.fail_after = Some(left.saturating_sub(1));
+            if left == 0 {
+                return false;
+            }
+        }
         match code {
             0x03 => drop(inner.cached.remove(&((words[0] >> 32) as u32))),
             0x04 => inner.cached.clear(),
+            0x30 => inner.pages.clear(),
+            0x28 | 0x11 => {
+                let id = id_of(words[0]);
+                inner.pages.retain(|(of, _), _| *of != id);
+            }
+            0x2a | 0x12 => {
+                let id = id_of(words[0]);
+                // Without TG it is one page (4.4.1.1).
+                let pages = match words[1] >> 10 & 3 {
+                    0 => 1,
+                    _ => ((words[0] >> 12 & 0x1f) + 1) << (words[0] >> 20 & 0x1f),
+                };
+                let named = words[1] >> 12..(words[1] >> 12) + pages;
+                let gone = |(of, page): &(u16, u64)| *of == id && named.contains(page);
+                inner.pages.retain(|key, _| !gone(key));
+            }
             _ => {}
         }
         if code != 0x46 {
@@ -174,6 +211,29 @@ impl Model {
         Some([0, 1, 2, 3, 4, 5, 6, 7].map(|n| self.memory.read(at + 8 * n).unwrap()))
     }
 
+    /// Returns the tables that a stream's accesses go through now, and under which VMID or ASID.
+    fn reached(&self, stream: u32) -> Option<(u64, u16)> {
+        let words = self.entry(stream)?;
+        match words[0] >> 1 & 7 {
+            0b000 => None,
+            0b101 => {
+                let context = words[0] & 0x000f_ffff_ffff_ffc0;
+                let word = |n: u64| self.memory.read(context + 8 * n).unwrap();
+                Some((word(1), (word(0) >> 48) as u16))
+            }
+            0b110 => Some((words[3], (words[2] & 0xffff) as u16)),
+            other => panic!("configuration {other:#b}"),
+        }
+    }
+
+    /// Reads a page as a stream: returns what is in the cache, and else what `found` says is in the
+    /// tables, which it keeps.
+    fn read_page(&self, stream: u32, page: u64, found: impl Fn(u64) -> u32) -> Option<u32> {
+        let (root, id) = self.reached(stream)?;
+        let mut inner = self.inner.borrow_mut();
+        Some(*inner.pages.entry((id, page)).or_insert_with(|| found(root)))
+    }
+
     /// Records an event; returns whether there was room.
     fn record(&self, words: [u64; 4]) -> bool {
         let (base, log2) = self.base(0xa0);
@@ -194,6 +254,14 @@ impl Model {
         self.registers
             .preset32(EVENTQ_PROD, written & 1 << 31 | next);
         true
+    }
+}
+
+/// Returns the VMID or the ASID that a command names.
+fn id_of(word: u64) -> u16 {
+    match word & 0xff {
+        0x11 | 0x12 => (word >> 48) as u16,
+        _ => (word >> 32 & 0xffff) as u16,
     }
 }
 
@@ -255,10 +323,11 @@ const SPACE: AddressSpace = AddressSpace {
     root: Pa::new(0x4020_3000),
     id: 7,
     input_bits: 39,
+    end: Pa::new(1 << 44),
 };
 
 fn started<'a>(model: &'a Model, arena: &mut Arena) -> Smmu<&'a Model> {
-    Smmu::new(model, 0x1_0000, arena).unwrap()
+    Smmu::new(model, Coherency::Coherent, 0x1_0000, arena).unwrap()
 }
 
 fn codes(model: &Model) -> Vec<u64> {
@@ -294,7 +363,7 @@ fn everything_is_refused_before_anything_else() {
 #[rustfmt::skip]
 fn capabilities_are_those_of_the_id_registers() {
     let arena = Arena::new(0);
-    let capabilities = |kind: Fake| Capabilities::read(&Model::new(kind, &arena));
+    let capabilities = |kind: Fake| Capabilities::read(&Model::new(kind, &arena), Coherency::Coherent);
     let nested = capabilities(NESTED).unwrap();
     assert_eq!(nested, Capabilities {
         stage1: true, stage2: true, coherency: Coherency::Coherent, output_bits: 44,
@@ -312,6 +381,7 @@ fn capabilities_are_those_of_the_id_registers() {
         (Fake { idr5: 0x64, ..NESTED },                         "the 4 KiB granule"),
         (Fake { idr1: NESTED.idr1 | 1 << 30, ..NESTED },        "a stream table of our own"),
         (Fake { idr1: NESTED.idr1 | 1 << 29, ..NESTED },        "queues of our own"),
+        (Fake { idr0: NESTED.idr0 & !(3 << 24) | 2 << 24, ..NESTED }, "faults that end"),
     ] {
         assert_eq!(capabilities(kind), Err(Error::Lacks(lacks)));
     }
@@ -327,7 +397,7 @@ fn it_starts_with_every_stream_refused() {
         let register = |offset| model.registers.read32(offset);
         assert_eq!(register(0x20), 0xd); // SMMUEN, EVENTQEN, CMDQEN
         assert_eq!(register(0x28), 0xd75); // all write-back, inner shareable
-        assert_eq!(register(0x2c), 0b110); // PTM, RECINVSID
+        assert_eq!(register(0x2c), 0b100); // PTM
         assert_eq!(register(0x44), 0x10_1000); // ABORT when it is off again
         assert_eq!(register(0x88), 1 << 16 | 6 << 6 | 16);
         assert_eq!(model.registers.read64(0x90) & 0x1f, 8);
@@ -352,7 +422,10 @@ fn a_stream_is_attached_and_detached() {
         let entry = model.entry(0x18).unwrap();
         // S2PS 44 bits, T0SZ 25, SL0 1, write-back, inner shareable, AA64, AFFD, R.
         let third = 0x0424_0000_0000_0000 | 4 << 48 | 1 << 51 | 0x3559 << 32 | 7;
-        assert_eq!(entry, [0xd, 1 << 44, third, 0x4020_3000, 0, 0, 0, 0]);
+        assert_eq!(
+            entry,
+            [0xd, 1 << 44 | 1 << 19, third, 0x4020_3000, 0, 0, 0, 0]
+        );
         assert_eq!(model.entry(0x19), Some([1, 0, 0, 0, 0, 0, 0, 0])); // its neighbor
         assert_eq!(codes(&model), [0x03, 0x03]);
 
@@ -374,7 +447,7 @@ fn a_stream_is_attached_and_detached() {
 #[rustfmt::skip]
 fn a_stage_2_entry_follows_the_address_space() {
     let arena = Arena::new(0);
-    let nested = Capabilities::read(&Model::new(NESTED, &arena)).unwrap();
+    let nested = Capabilities::read(&Model::new(NESTED, &arena), Coherency::Coherent).unwrap();
     let wide = Capabilities { output_bits: 48, ..nested };
     let apart = Capabilities { coherency: Coherency::Software, ..nested };
     let cases = [
@@ -403,7 +476,7 @@ fn stage_1_takes_the_place_of_stage_2() {
     let entry = model.entry(0x18).unwrap();
     let context = entry[0] & 0x000f_ffff_ffff_ffc0;
     assert_eq!(entry[0] & 0x3f, 0b1011);
-    assert_eq!(entry[1..], [1 << 44 | 0xd4, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(entry[1..], [1 << 44 | 1 << 19 | 0xd4, 0, 0, 0, 0, 0, 0]);
     let word = |n: u64| model.memory.read(context + 8 * n).unwrap();
     // ASID, ASET, A, R, AA64, AFFD, IPS 44 bits; V, EPD1, inner shareable, write-back, T0SZ 25.
     assert_eq!(word(0), 0x0007_e20c_c000_3519);
@@ -428,6 +501,7 @@ fn an_address_space_that_does_not_fit_is_refused() {
     let mut smmu = started(&model, &mut arena);
     codes(&model);
     let root = Pa::new(1 << 44);
+    let end = Pa::new((1 << 44) + 1);
     for (stream, space, error) in [
         (
             0x18,
@@ -455,10 +529,15 @@ fn an_address_space_that_does_not_fit_is_refused() {
             AddressSpace { root, ..SPACE },
             Error::OutOfReach(root),
         ),
+        (0x18, AddressSpace { end, ..SPACE }, Error::OutOfReach(end)),
         (0x1_0000, SPACE, Error::NoSuchStream(0x1_0000)),
         (u32::MAX, SPACE, Error::NoSuchStream(u32::MAX)),
     ] {
         assert_eq!(smmu.attach(stream, &space, &mut arena), Err(error));
+        // Nothing has to be undone.
+        assert!(!smmu.is_attached(stream));
+        assert_eq!(smmu.detach(stream, &mut arena), Ok(()));
+        assert_eq!([smmu.refuse(stream), smmu.resume(stream)], [Ok(()), Ok(())]);
     }
     assert_eq!(
         smmu.attach(0x18, &SPACE, &mut Arena::new(0)),
@@ -488,7 +567,7 @@ fn the_stream_table_has_the_shape_that_fits() {
         };
         let mut arena = Arena::new(0x100_0000);
         let model = Model::new(kind, &arena);
-        let mut smmu = Smmu::new(&model, wanted, &mut arena).unwrap();
+        let mut smmu = Smmu::new(&model, Coherency::Coherent, wanted, &mut arena).unwrap();
         let config = model.registers.read32(0x88);
         assert_eq!(config & 0x3f, log2, "{bits} {wanted:#x}");
         assert_eq!((config >> 16 == 1).then_some(config >> 6 & 0x1f), split, "{bits} {wanted:#x}");
@@ -512,6 +591,11 @@ fn without_coherency_nothing_is_cacheable() {
         &arena,
     );
     let smmu = started(&model, &mut arena);
+    assert_eq!(smmu.coherency(), Coherency::Software);
+    assert_eq!(model.registers.read32(0x28), 0);
+    // Where firmware says that it is not wired up for it, what the SMMU itself says does not count.
+    let model = Model::new(NESTED, &arena);
+    let smmu = Smmu::new(&model, Coherency::Software, 0x1_0000, &mut arena).unwrap();
     assert_eq!(smmu.coherency(), Coherency::Software);
     assert_eq!(model.registers.read32(0x28), 0);
 }
@@ -594,6 +678,118 @@ fn a_refused_command_is_an_error_and_the_queue_goes_on() {
 }
 
 #[test]
+fn a_command_that_cannot_be_read_is_read_again() {
+    for slow in [false, true] {
+        let mut arena = Arena::new(0x40_0000);
+        let model = Model::new(Fake { slow, ..NESTED }, &arena);
+        let mut smmu = started(&model, &mut arena);
+        codes(&model);
+        for times in 1..=3 {
+            model.inner.borrow_mut().unreadable = times;
+            assert_eq!(smmu.invalidate_all(7), Ok(()), "{times}");
+            assert_eq!(codes(&model), [0x28]);
+        }
+        model.inner.borrow_mut().unreadable = 1000;
+        for _ in 0..2 {
+            assert_eq!(smmu.invalidate_all(7), Err(Error::Unreadable));
+            assert_eq!(
+                smmu.attach(0x18, &SPACE, &mut arena),
+                Err(Error::Unreadable)
+            );
+        }
+        assert_eq!(codes(&model), []);
+        assert_eq!(smmu.turn_off(), Ok(()));
+    }
+}
+
+#[test]
+fn an_smmu_that_is_off_refuses_everything_and_has_nothing_to_forget() {
+    for kind in [NESTED, STAGE1] {
+        let mut arena = Arena::new(0x40_0000);
+        let model = Model::new(kind, &arena);
+        let mut smmu = started(&model, &mut arena);
+        let before = arena.taken();
+        smmu.attach(0x18, &SPACE, &mut arena).unwrap();
+        codes(&model);
+        smmu.turn_off().unwrap();
+        assert!(smmu.is_off());
+        assert_eq!(model.registers.read32(0x20), 0);
+        assert_eq!(model.registers.read32(0x44), 0x10_1000);
+        assert_eq!(smmu.attach(0x19, &SPACE, &mut arena), Err(Error::Off));
+        assert_eq!(smmu.resume(0x18), Err(Error::Off));
+        assert_eq!(smmu.refuse(0x18), Ok(()));
+        assert_eq!(smmu.invalidate(7, Ipa::new(0), 0x1000), Ok(()));
+        assert_eq!(smmu.invalidate_all(7), Ok(()));
+        assert_eq!(smmu.detach(0x18, &mut arena), Ok(()));
+        assert!(!smmu.is_attached(0x18));
+        assert_eq!(codes(&model), []);
+        // Of the stream all is given back but the table of the second level.
+        assert_eq!(arena.taken(), before + 0x1000);
+    }
+}
+
+#[test]
+fn an_smmu_that_cannot_be_turned_off_is_told_unless_it_gave_up_itself() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(NESTED, &arena);
+    let mut smmu = started(&model, &mut arena);
+    model.inner.borrow_mut().updating = u32::MAX; // GBPA is never taken
+    assert_eq!(smmu.turn_off(), Err(Error::Timeout));
+    assert!(!smmu.is_off());
+    model.registers.preset32(GERROR, 1 << 8);
+    assert!(smmu.global_errors().unwrap().service_failure());
+    assert_eq!(smmu.turn_off(), Ok(()));
+    assert_eq!(smmu.attach(0x18, &SPACE, &mut arena), Err(Error::Off));
+}
+
+#[test]
+fn a_stream_is_refused_for_a_while() {
+    for kind in [NESTED, STAGE1] {
+        let mut arena = Arena::new(0x40_0000);
+        let model = Model::new(kind, &arena);
+        let mut smmu = started(&model, &mut arena);
+        smmu.refuse(0x18).unwrap();
+        smmu.resume(0x18).unwrap();
+        assert!(!smmu.is_attached(0x18));
+        smmu.attach(0x18, &SPACE, &mut arena).unwrap();
+        let entry = model.entry(0x18).unwrap();
+        smmu.refuse(0x18).unwrap();
+        assert_eq!(model.entry(0x18).unwrap()[0], 1);
+        assert!(smmu.is_attached(0x18));
+        assert_eq!(
+            smmu.attach(0x18, &SPACE, &mut arena),
+            Err(Error::Attached(0x18))
+        );
+        smmu.resume(0x18).unwrap();
+        assert_eq!(model.entry(0x18), Some(entry));
+        // What is refused can be detached, and is as new.
+        smmu.refuse(0x18).unwrap();
+        smmu.detach(0x18, &mut arena).unwrap();
+        assert_eq!(model.entry(0x18), Some([1, 0, 0, 0, 0, 0, 0, 0]));
+    }
+}
+
+#[test]
+fn an_entry_that_may_have_been_read_is_not_taken_for_clear() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(NESTED, &arena);
+    let mut smmu = started(&model, &mut arena);
+    model.inner.borrow_mut().fail_after = Some(1);
+    let refused = Err(Error::Rejected {
+        command: 0x03,
+        reason: 1,
+    });
+    // The second of the two commands fails: between them the entry translated.
+    assert_eq!(smmu.attach(0x18, &SPACE, &mut arena), refused);
+    assert_eq!(model.fetch(0x18).unwrap()[0], 1);
+    assert!(smmu.is_attached(0x18));
+    model.inner.borrow_mut().fail_after = None;
+    codes(&model);
+    smmu.detach(0x18, &mut arena).unwrap();
+    assert_eq!(codes(&model), [0x03, 0x28, 0x03]);
+}
+
+#[test]
 fn what_fails_half_way_leaves_the_stream_refused() {
     let mut arena = Arena::new(0x40_0000);
     let model = Model::new(STAGE1, &arena);
@@ -665,7 +861,8 @@ fn an_overflow_is_counted_and_acknowledged() {
     for round in 1..=3 {
         let recorded = (0..10).filter(|n| model.record([0x10, 0, *n, 0])).count();
         assert_eq!(recorded, 4);
-        let addresses: Vec<u64> = smmu.events().map(|event| event.words()[2]).collect();
+        let events = std::iter::from_fn(|| smmu.next_event());
+        let addresses: Vec<u64> = events.map(|event| event.words()[2]).collect();
         assert_eq!(addresses, [0, 1, 2, 3]);
         assert_eq!(smmu.overflows(), round);
     }
@@ -678,22 +875,37 @@ fn global_errors_are_told_once() {
     model.registers.preset32(GERROR, 0x1); // left by firmware
     let mut smmu = started(&model, &mut arena);
     assert_eq!(smmu.global_errors(), None);
-    model.registers.preset32(GERROR, 0x1 | 1 << 2);
-    let lost = GlobalErrors {
-        events_lost: true,
-        service_failure: false,
-        bits: 4,
+    let mut raise = |bits| {
+        let old = model.registers.read32(GERROR);
+        model.registers.preset32(GERROR, old ^ bits);
+        let errors = smmu.global_errors().expect("active");
+        // Acknowledged, all but a command's error, which is told to whom it concerns.
+        assert_eq!(
+            model.registers.read32(GERROR),
+            model.registers.read32(GERRORN)
+        );
+        assert_eq!(smmu.global_errors(), None);
+        (
+            errors.events_lost(),
+            errors.service_failure(),
+            errors.to_string(),
+        )
     };
-    assert_eq!(smmu.global_errors(), Some(lost));
-    assert_eq!(smmu.global_errors(), None);
-    model.registers.preset32(GERROR, 0x1 | 1 << 8);
-    let failed = GlobalErrors {
-        events_lost: true,
-        service_failure: true,
-        bits: 0x104,
-    };
-    assert_eq!(smmu.global_errors(), Some(failed));
-    assert_eq!(model.registers.read32(GERRORN), 0x101);
+    #[rustfmt::skip]
+    let cases = [
+        // bits,    events, failure, in words
+        (1 << 2,    true,   false,   "events lost"),
+        (1 << 8,    false,  true,    "service failure"),
+        (1 << 2 | 1 << 8, true, true, "service failure, events lost"),
+        (0xf8,      false,  false,   "page requests lost, message about commands lost, \
+                                      message about events lost, \
+                                      message about page requests lost, message about errors lost"),
+        (1 << 9,    false,  false,   "GERROR 0x200"),
+        (1 << 2 | 1 << 31, true, false, "events lost, GERROR 0x80000000"),
+    ];
+    for (bits, lost, failure, words) in cases {
+        assert_eq!(raise(bits), (lost, failure, words.into()), "{bits:#x}");
+    }
 }
 
 #[test]
@@ -712,4 +924,144 @@ fn interrupts_are_turned_on_when_they_are_wanted() {
     assert_eq!(model.registers.read32(0x50), 0);
     smmu.enable_interrupts().unwrap();
     assert_eq!(model.registers.read32(0x50), 0b101);
+}
+
+/// What happens to an SMMU in a history.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Attach {
+        stream: usize,
+        space: u16,
+    },
+    Detach {
+        stream: usize,
+    },
+    Refuse {
+        stream: usize,
+    },
+    Resume {
+        stream: usize,
+    },
+    /// Another page is mapped at `page` of a space, and the old one forgotten.
+    Remap {
+        space: u16,
+        page: u16,
+    },
+    /// A device reads.
+    Read {
+        stream: usize,
+        page: u16,
+    },
+}
+
+/// Neighbors in a table, tables apart, and both ends.
+const STREAMS: [u32; 6] = [0, 0x18, 0x19, 0x3f, 0x40, 0x3ff];
+const SPACES: u16 = 3;
+const PAGES: u16 = 6;
+
+fn space(n: u16) -> AddressSpace {
+    AddressSpace {
+        root: Pa::new(0x4020_0000 + 0x1000 * u64::from(n)),
+        id: 1 + n,
+        ..SPACE
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (stream, page) = (0..STREAMS.len(), 0..PAGES);
+    prop_oneof![
+        (stream.clone(), 0..SPACES).prop_map(|(stream, space)| Step::Attach { stream, space }),
+        stream.clone().prop_map(|stream| Step::Detach { stream }),
+        stream.clone().prop_map(|stream| Step::Refuse { stream }),
+        stream.clone().prop_map(|stream| Step::Resume { stream }),
+        (0..SPACES, page.clone()).prop_map(|(space, page)| Step::Remap { space, page }),
+        (stream, page).prop_map(|(stream, page)| Step::Read { stream, page }),
+    ]
+}
+
+fn kind() -> impl Strategy<Value = Fake> {
+    (any::<[bool; 5]>()).prop_map(|[stage1, linear, ranges, coherent, slow]| {
+        let kind = if stage1 { STAGE1 } else { NESTED };
+        let without = |bit: u32, is: bool| if is { 0 } else { bit };
+        Fake {
+            idr0: kind.idr0 & !(without(1 << 27, !linear) | without(1 << 4, coherent)),
+            idr3: kind.idr3 & !without(1 << 10, ranges),
+            slow,
+            ..kind
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Whatever is done, each stream reaches what a plain list says, and no page that was taken away.
+    #[test]
+    fn a_stream_reaches_what_it_was_given(kind in kind(), steps in proptest::collection::vec(step(), 1..80)) {
+        let mut arena = Arena::new(0x8_0000);
+        let model = Model::new(kind, &arena);
+        let mut smmu = Smmu::new(&model, Coherency::Coherent, 0x400, &mut arena).unwrap();
+        let mut given: [Option<(u16, bool)>; STREAMS.len()] = [None; STREAMS.len()];
+        // What is mapped at the pages of each space.
+        let mut mapped: BTreeMap<(u16, u16), u32> = BTreeMap::new();
+        for n in 0..SPACES {
+            mapped.extend((0..PAGES).map(|page| ((n, page), 0)));
+        }
+        for step in steps {
+            match step {
+                Step::Attach { stream, space: n } => {
+                    let attached = smmu.attach(STREAMS[stream], &space(n), &mut arena);
+                    match given[stream] {
+                        Some(_) => prop_assert_eq!(attached, Err(Error::Attached(STREAMS[stream]))),
+                        None => {
+                            prop_assert_eq!(attached, Ok(()));
+                            given[stream] = Some((n, true));
+                        }
+                    }
+                }
+                Step::Detach { stream } => {
+                    prop_assert_eq!(smmu.detach(STREAMS[stream], &mut arena), Ok(()));
+                    if let Some((n, _)) = given[stream].take()
+                        && given.iter().flatten().all(|(other, _)| *other != n)
+                    {
+                        // The space can go, and another one have its ID.
+                        let id = space(n).id;
+                        prop_assert!(model.inner.borrow().pages.keys().all(|(of, _)| *of != id));
+                        mapped.iter_mut().filter(|((of, _), _)| *of == n).for_each(|(_, at)| *at += 1);
+                    }
+                }
+                Step::Refuse { stream } => {
+                    prop_assert_eq!(smmu.refuse(STREAMS[stream]), Ok(()));
+                    given[stream] = given[stream].map(|(n, _)| (n, false));
+                }
+                Step::Resume { stream } => {
+                    prop_assert_eq!(smmu.resume(STREAMS[stream]), Ok(()));
+                    given[stream] = given[stream].map(|(n, _)| (n, true));
+                }
+                Step::Remap { space: n, page } => {
+                    mapped.entry((n, page)).and_modify(|at| *at += 1);
+                    let ipa = Ipa::new(u64::from(page) << 12);
+                    prop_assert_eq!(smmu.invalidate(space(n).id, ipa, 0x1000), Ok(()));
+                }
+                Step::Read { stream, page } => {
+                    let got = model.read_page(STREAMS[stream], page.into(), |root| {
+                        let n = (0..SPACES).find(|n| space(*n).root.get() == root).unwrap();
+                        mapped[&(n, page)]
+                    });
+                    let expected = given[stream].filter(|(_, open)| *open).map(|(n, _)| mapped[&(n, page)]);
+                    prop_assert_eq!(got, expected);
+                }
+            }
+            for (stream, given) in STREAMS.iter().zip(&given) {
+                let reached = given.filter(|(_, open)| *open).map(|(n, _)| (space(n).root.get(), space(n).id));
+                prop_assert_eq!(model.reached(*stream), reached, "{:#x}", stream);
+                prop_assert_eq!(smmu.is_attached(*stream), given.is_some());
+            }
+        }
+        // Nothing is left over.
+        for stream in STREAMS {
+            smmu.detach(stream, &mut arena).unwrap();
+        }
+        prop_assert!(smmu.contexts.is_empty());
+    }
 }

@@ -29,10 +29,11 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Finds the groups. `stream` tells by which ID the SMMU knows a requester ID.
+    /// Finds the groups. `stream` tells which SMMU knows a requester ID, and by which ID; those that
+    /// none knows are told apart as they are.
     pub fn find(
         found: &Hierarchy,
-        stream: impl Fn(u16) -> Option<u32>,
+        stream: impl Fn(u16) -> Option<(u32, u32)>,
     ) -> Result<Self, OutOfMemory> {
         let mut groups = Self { first: Vec::new() };
         for index in 0..found.devices.len() {
@@ -99,14 +100,17 @@ impl Groups {
     fn join_same_ids(
         &mut self,
         found: &Hierarchy,
-        stream: impl Fn(u16) -> Option<u32>,
+        stream: impl Fn(u16) -> Option<(u32, u32)>,
     ) -> Result<(), OutOfMemory> {
         let mut ids = Vec::new();
         for (index, device) in found.devices.iter().enumerate() {
             // A bridge's own requests are rare, and EL2's.
             if device.bridge().is_none() {
                 for rid in found.requester_ids(device) {
-                    push(&mut ids, (stream(rid).unwrap_or(rid.into()), index))?;
+                    let known = stream(rid);
+                    let (smmu, id) =
+                        known.map_or((None, rid.into()), |(smmu, id)| (Some(smmu), id));
+                    push(&mut ids, ((smmu, id), index))?;
                 }
             }
         }
@@ -115,7 +119,7 @@ impl Groups {
             if let [(id, one), (same, other)] = pair
                 && id == same
             {
-                self.join(*one, *other, Reason::SharedId(*id));
+                self.join(*one, *other, Reason::SharedId(id.1));
             }
         }
         Ok(())

@@ -579,7 +579,7 @@ fn requesters_are_named_as_they_arrive() {
 fn what_is_not_isolated_is_one_group() {
     let found = enumerate(&machine(), &host()).expect("memory");
     let map = RidMap::decode(&[[0; 4], [0, 0, 0, 1], [0; 4], [0, 1, 0, 0]].concat(), None).expect("a map");
-    let groups = Groups::find(&found, |rid| map.translate(rid).map(|(_, id)| id)).expect("memory");
+    let groups = Groups::find(&found, |rid| map.translate(rid)).expect("memory");
     let cases: [(&str, &[&str], Option<Reason>); 8] = [
         ("00:00.0", &["00:00.0"], None),
         ("00:01.0", &["00:01.0"], None),
@@ -601,9 +601,13 @@ fn what_is_not_isolated_is_one_group() {
         }
     }
     // A map that cannot tell two functions apart.
-    let groups = Groups::find(&found, |rid| Some(u32::from(rid & 0xf7ff))).expect("memory");
+    let groups = Groups::find(&found, |rid| Some((1, u32::from(rid & 0xf7ff)))).expect("memory");
     let [one, other] = ["00:00.0", "08:03.0"].map(|text| found.position(name(text)).expect("found"));
     assert!(groups.together(one, other));
+    // The same ID at another SMMU is another one, and so is one that no SMMU knows.
+    let apart = |rid: u16| (rid >> 8 != 0).then_some((u32::from(rid >> 11), u32::from(rid & 0xf7ff)));
+    let groups = Groups::find(&found, apart).expect("memory");
+    assert!(!groups.together(one, other));
 }
 
 #[test]
