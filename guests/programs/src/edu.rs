@@ -6,13 +6,18 @@
 //! The device (QEMU, docs/specs/edu.rst) copies between memory and a buffer of its own; a transfer
 //! ends 100 ms after it was started.
 
+use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use runtime::gic::{self, FIRST_LPI};
 use runtime::harness::{self, Outcome, Test};
+use runtime::its::{Its, Stalled};
 use runtime::mmio::Window;
 use runtime::platform::{self, HostBridge, Platform};
-use runtime::{check, check_eq, cpu, println, skip, timer};
+use runtime::{check, check_eq, cpu, exception, println, skip, smccc, timer};
 
 use crate::pci::{self, Function};
 
@@ -36,8 +41,12 @@ const BUFFER: u64 = 0x4_0000;
 /// Bytes that a test moves: each faulting one is some events for the hypervisor.
 const BYTES: usize = 64;
 
-/// Runs the tests and powers off.
-pub fn main(_platform: &'static Platform) {
+/// Runs the tests and powers off; with `storm` on the command line it makes faults until the device
+/// is taken from it, and resets the domain.
+pub fn main(platform: &'static Platform) {
+    if platform.arguments() == "storm" {
+        return storm();
+    }
     harness::run(&[
         Test {
             name: "edu_found",
@@ -62,6 +71,10 @@ pub fn main(_platform: &'static Platform) {
         Test {
             name: "edu_without_bus_master",
             run: without_bus_master,
+        },
+        Test {
+            name: "edu_each",
+            run: each,
         },
     ])
 }
@@ -107,6 +120,14 @@ impl Edu {
         self.transfer(from, BUFFER, bytes, 0)
     }
 
+    /// Returns whether the device moves what it is told to.
+    fn works(&self, seed: u8) -> bool {
+        let (source, target) = (pattern(seed), vec![0_u8; BYTES]);
+        self.load(address(&source), BYTES);
+        self.store(address(&target), BYTES);
+        snapshot(&target) == source
+    }
+
     /// Moves the device's buffer to memory.
     fn store(&self, to: u64, bytes: usize) -> bool {
         self.transfer(BUFFER, to, bytes, TO_MEMORY)
@@ -120,6 +141,37 @@ macro_rules! edu {
             None => skip!("there is no edu device on bus 0"),
         }
     };
+}
+
+/// What one transfer moves at most: the device's buffer.
+const BUFFER_BYTES: usize = 4096;
+/// Transfers of a storm.
+const TRANSFERS: u32 = 10;
+
+/// Works, makes more faults than are allowed, no longer works, and starts anew.
+fn storm() {
+    let Some(edu) = Edu::find() else {
+        return println!("storm: there is no edu device on bus 0");
+    };
+    if !edu.works(0x11) {
+        return println!("storm: FAILED: the device does not work");
+    }
+    println!("storm: the device works");
+    let memory = platform::get().memory;
+    for _ in 0..TRANSFERS {
+        edu.store(memory.base + memory.size, BUFFER_BYTES);
+    }
+    if edu.works(0x22) {
+        return println!("storm: FAILED: the device still works");
+    }
+    // What the guest says of bus mastering does not help.
+    edu.function.config.write16(4, 0b010);
+    edu.function.enable();
+    if edu.works(0x33) {
+        return println!("storm: FAILED: the device works again without a reset");
+    }
+    println!("storm: the device is cut off");
+    smccc::system_reset()
 }
 
 fn found() -> Outcome {
@@ -245,6 +297,75 @@ fn read_outside() -> Outcome {
         leaks += usize::from(!blocked);
     }
     check_eq!(leaks, 0, "reads that gave data");
+    Ok(())
+}
+
+/// Registers and MSI capability of the device: an interrupt is raised by a write, with any value.
+const RAISE: usize = 0x60;
+const ACKNOWLEDGE: usize = 0x64;
+const MSI: usize = 0x40;
+
+/// LPIs that came, less the first: one bit for each.
+static CAME: AtomicU32 = AtomicU32::new(0);
+
+/// Each device of the bus moves memory, and interrupts as itself.
+fn each() -> Outcome {
+    let Some(mut its) = Its::new() else {
+        skip!("there is no ITS");
+    };
+    let Some(bridge) = platform::get().host_bridge else {
+        skip!("there is no host bridge");
+    };
+    let stalled =
+        |error: Stalled| harness::Failure::Failed(format!("a command is stuck: {error:?}"));
+    gic::set_handler(
+        FIRST_LPI,
+        Some(|lpi| {
+            CAME.fetch_or(1 << (lpi - FIRST_LPI), Ordering::Relaxed);
+        }),
+    );
+    let target = its.target();
+    its.map_collection(0, target).map_err(stalled)?;
+    let window = bridge.memory32;
+    let start = window.base().next_multiple_of(BAR_SIZE) - window.base();
+    let functions = Function::all(&bridge).filter(|function| function.id() == ID);
+    let mut devices = Vec::new();
+    for (index, function) in functions.enumerate() {
+        let registers = window.part(start + index * BAR_SIZE, BAR_SIZE);
+        function.place(0, registers.base());
+        devices.push(Edu {
+            function,
+            registers,
+        });
+    }
+    for (lpi, edu) in (FIRST_LPI..).zip(&devices) {
+        edu.function.enable();
+        let device = edu.function.requester.into();
+        its.map_device(device, 1).map_err(stalled)?;
+        its.configure(lpi, gic::DEFAULT_PRIORITY, true);
+        its.map_event(device, 0, lpi, 0).map_err(stalled)?;
+        its.inv(device, 0).map_err(stalled)?;
+        let doorbell = its.doorbell();
+        let config = &edu.function.config;
+        config.write32(MSI + 4, (doorbell & 0xffff_ffff) as u32);
+        config.write32(MSI + 8, (doorbell >> 32) as u32);
+        config.write16(MSI + 12, 0);
+        config.write16(MSI + 2, 1);
+    }
+    its.sync(target).map_err(stalled)?;
+    for (bit, edu) in devices.iter().enumerate() {
+        let requester = edu.function.requester;
+        check!(edu.works(0x44), "{requester:#06x} does not move memory");
+        CAME.store(0, Ordering::Relaxed);
+        edu.registers.write32(RAISE, 1);
+        exception::unmask_irqs();
+        timer::wait_until(200, || CAME.load(Ordering::Relaxed) != 0);
+        exception::mask_irqs();
+        edu.registers.write32(ACKNOWLEDGE, 1);
+        let came = CAME.load(Ordering::Relaxed);
+        check_eq!(came, 1 << bit, "interrupts of {requester:#06x}");
+    }
+    println!("edu: {} devices work", devices.len());
     Ok(())
 }
 
