@@ -140,6 +140,7 @@ fn handle(cpu: &'static Pcpu, cause: Cause) -> *mut Frame {
 }
 
 /// Handles a synchronous exit.
+#[inline(always)]
 #[rustfmt::skip]
 #[inline(always)]
 fn synchronous(running: &mut Running<'_>) -> Next {

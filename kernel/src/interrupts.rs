@@ -137,18 +137,25 @@ impl Interrupts {
 
     /// Answers a read of the guest's.
     pub(crate) fn read(&self, running: &Running<'_>, frame: Frame, offset: u64, size: u64) -> u64 {
+        if Vgic::shows_state(frame, offset) {
+            self.look(running);
+        }
         let mut vgic = self.vgic.lock();
         let mut host = Kernel::new(running.domain);
-        if Vgic::shows_state(frame, offset) {
-            take_back(&mut vgic, running.vcpu, &mut host);
-        }
         if frame == Frame::Its && vgic.has_commands() {
             vgic.process(COMMANDS, &mut host);
         }
-        let value = vgic.read(frame, offset, size, &mut host);
+        vgic.read(frame, offset, size, &mut host)
+    }
+
+    /// Takes back what the list registers hold, for a register that shows it.
+    #[cold]
+    fn look(&self, running: &Running<'_>) {
+        let mut vgic = self.vgic.lock();
+        let mut host = Kernel::new(running.domain);
+        take_back(&mut vgic, running.vcpu, &mut host);
         drop(vgic);
         host.finish();
-        value
     }
 
     /// Carries out a write of the guest's.
@@ -160,11 +167,13 @@ impl Interrupts {
         size: u64,
         value: u64,
     ) {
+        // Among these registers are those that end an interrupt.
+        let shows_state = Vgic::shows_state(frame, offset);
+        if shows_state {
+            self.look(running);
+        }
         let mut vgic = self.vgic.lock();
         let mut host = Kernel::new(running.domain);
-        if Vgic::shows_state(frame, offset) {
-            take_back(&mut vgic, running.vcpu, &mut host);
-        }
         vgic.write(frame, offset, size, value, &mut host);
         if vgic.has_commands() {
             vgic.process(COMMANDS, &mut host);
@@ -173,7 +182,9 @@ impl Interrupts {
             }
         }
         drop(vgic);
-        host.finish();
+        if shows_state {
+            host.finish();
+        }
     }
 
     /// Carries out a write to one of the SGI registers.

@@ -761,7 +761,7 @@ fn fold(irq: &mut Irq, intid: Intid, written: Lr, now: Lr, host: &mut impl Host)
     if irq.has(Flags::PUSHED) && now.contains(Lr::PENDING) {
         irq.flags |= Flags::LATCH;
     }
-    let made_idle = was_active && !active;
+    let made_idle = irq.has(Flags::MAKE_IDLE) && was_active && !active;
     irq.flags -= Flags::PUSHED | Flags::RAISED | Flags::MAKE_ACTIVE | Flags::MAKE_IDLE;
     irq.flags.set(Flags::ACTIVE, active);
     let ended = now.is_invalid() && written.contains(Lr::EOI) || made_idle;
