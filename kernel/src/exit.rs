@@ -142,7 +142,6 @@ fn handle(cpu: &'static Pcpu, cause: Cause) -> *mut Frame {
 /// Handles a synchronous exit.
 #[inline(always)]
 #[rustfmt::skip]
-#[inline(always)]
 fn synchronous(running: &mut Running<'_>) -> Next {
     match syndrome::decode(sysreg::read!("esr_el2")) {
         Exit::Hypercall(immediate)  => smccc::handle(running, immediate),
