@@ -264,7 +264,10 @@ impl Interrupts {
         if vgic.has_commands() {
             vgic.process(COMMANDS, &mut host);
         }
-        take_back(&mut vgic, vcpu, &mut host);
+        // What is new only needs a free list register, unless what is listed has changed.
+        if vgic.used(vcpu.index) != 0 || vgic.needs_sync(vcpu.index) {
+            take_back(&mut vgic, vcpu, &mut host);
+        }
         fill(&mut vgic, vcpu);
         if vgic.has_commands() {
             // The rest follows at once, but with interrupts taken in between.
@@ -335,10 +338,11 @@ fn intid(number: u32) -> Intid {
 
 /// Takes back what the list registers of the loaded vCPU hold.
 fn take_back(vgic: &mut Vgic, vcpu: &Vcpu, host: &mut Kernel<'_>) {
-    let used = vgic.used(vcpu.index);
-    if used == 0 {
+    // What was listed while the vCPU ran, and has not come into hardware yet, is taken back too.
+    if !vgic.lists(vcpu.index) {
         return;
     }
+    let used = vgic.used(vcpu.index);
     let mut lrs = [0; virt::MAX_LIST_REGISTERS];
     let hcr = virt::read_hcr();
     virt::read_lrs(&mut lrs[..used]);

@@ -1010,6 +1010,14 @@ impl Vgic {
         self.gic.cpus.get(vcpu).map_or(0, |cpu| cpu.inside)
     }
 
+    /// Returns whether anything is in a list register of a vCPU, or is to be put into one by
+    /// [`Self::flush`]: then [`Self::sync`] has something to take back.
+    #[must_use]
+    #[inline]
+    pub fn lists(&self, vcpu: usize) -> bool {
+        self.gic.cpus.get(vcpu).is_some_and(|cpu| cpu.used != 0)
+    }
+
     /// Takes all interrupts of a vCPU back out of its list registers, which mean nothing then: the
     /// vCPU is not loaded any more.
     ///
