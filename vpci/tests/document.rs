@@ -7,14 +7,14 @@ use std::path::Path;
 use std::{env, fs};
 
 use vpci::register::{Access, Field, Table};
-use vpci::tables;
+use vpci::{port, tables};
 
 const INTRODUCTION: &str = "\
 # Config space of passed-through functions
 
 What a guest finds in the config space of a function that it has, field by field. This page is written by
 `ISTHMUS_BLESS=1 cargo test --package vpci --test document` from the tables in `vpci/src/tables.rs`, of which the
-behaviour comes too; do not edit it. Sections are those of the PCI Express Base Specification, revision 6.0.
+behaviour comes too; do not edit it. Root ports come last. Sections are those of the PCI Express Base Specification, revision 6.0.
 
 | the guest | means |
 |---|---|
@@ -70,6 +70,13 @@ const ADDRESSES: &str = "
   Messages that were on their way still arrive. Pending bits are the device's.
 - The function mask and both enable bits are the device's, too.
 - MSI with several vectors: the guest's data with its lowest bits replaced by the vector's number, as 7.7.1.5 says.
+";
+
+const PORTS: &str = "
+# Config space of root ports
+
+A root port is EL2's alone: nothing in it comes from a device (`vpci/src/port/tables.rs`). Its structures are at 00h,
+40h (PCI Express, with ARI Forwarding if the configuration wants it), 80h (MSI) and 90h (power management).
 ";
 
 const fn meaning(access: Access) -> &'static str {
@@ -130,6 +137,10 @@ fn the_page_about_config_space_is_what_the_tables_say() {
         structure(&mut page, table);
     }
     page.push_str(ADDRESSES);
+    page.push_str(PORTS);
+    for table in port::tables::ALL {
+        structure(&mut page, table);
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel/docs/config-space.md");
     if env::var_os("ISTHMUS_BLESS").is_some() {
         fs::write(&path, &page).unwrap();
