@@ -494,7 +494,7 @@ pub(crate) fn step(resets: &mut Vec<Reset>) -> Option<u32> {
             }
             Ok(Progress::Done) => false,
             Err(error) => {
-                error!("a reset failed: {error:?}");
+                error!("a reset failed: {error}");
                 false
             }
         },

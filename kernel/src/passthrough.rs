@@ -112,7 +112,7 @@ impl fmt::Display for AssignError {
             Self::NoReset => {
                 f.write_str("it cannot be reset; say allow_no_reset to give it all the same")
             }
-            Self::Reset(error) => write!(f, "its reset failed: {error:?}"),
+            Self::Reset(error) => write!(f, "its reset failed: {error}"),
             Self::Build(error) => write!(f, "{error}"),
             Self::Slot(error) => write!(f, "{error}"),
             Self::Vectors(error) => write!(f, "{error}"),

@@ -123,6 +123,9 @@ pub enum PortKind {
 pub(crate) const DEVICE_CONTROL: u16 = 0x08;
 /// Device Status.
 pub(crate) const DEVICE_STATUS: u16 = 0x0a;
+/// Link Capabilities, and Link Status.
+pub(crate) const LINK_CAPABILITIES: u16 = 0x0c;
+pub(crate) const LINK_STATUS: u16 = 0x12;
 /// Device Control 2, from version 2 of the capability on.
 pub(crate) const DEVICE_CONTROL_2: u16 = 0x28;
 /// Device Control: initiate a function level reset.
@@ -137,6 +140,8 @@ pub struct Express {
     pub kind: PortKind,
     /// Whether it can be reset alone.
     pub function_level_reset: bool,
+    /// Whether a port tells if its link is up (Data Link Layer Link Active Reporting Capable).
+    pub(crate) reports_link: bool,
     /// Device Control as firmware left it: payload sizes fit together along a path.
     pub(crate) control: u16,
     /// Device Control 2, if there is one.
@@ -160,6 +165,7 @@ impl Express {
             offset,
             kind,
             function_level_reset: function.read32(base + 4) & 1 << 28 != 0,
+            reports_link: function.read32(base + LINK_CAPABILITIES) & 1 << 20 != 0,
             control: function.read16(base + DEVICE_CONTROL) & !INITIATE_RESET,
             control_2: (flags & 0xf >= 2).then(|| function.read16(base + DEVICE_CONTROL_2)),
         }

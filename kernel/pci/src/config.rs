@@ -102,6 +102,8 @@ pub(crate) mod header {
     pub(crate) const MULTI_FUNCTION: u8 = 1 << 7;
     /// Vendor ID of an absent function.
     pub(crate) const VENDOR_NONE: u16 = 0xffff;
+    /// Vendor ID of a function that is not ready yet: Configuration Request Retry Status made visible.
+    pub(crate) const VENDOR_RETRY: u16 = 0x0001;
     /// Class and subclass of a host bridge.
     pub(crate) const CLASS_HOST_BRIDGE: u32 = 0x0600;
 }

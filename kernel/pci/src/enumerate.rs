@@ -15,6 +15,10 @@ use crate::device::{BARS, Bar, Bridge, Device, Header, Hierarchy, Problem};
 use crate::place::{HostBridge, place};
 use crate::{OutOfMemory, push};
 
+/// MSI Enable and MSI-X Enable in their Message Control (sections 7.7.1.2, 7.7.2.2).
+const MSI_ENABLE: u16 = 1 << 0;
+const MSIX_ENABLE: u16 = 1 << 15;
+
 /// Finds everything below a host bridge, gives it bus numbers and places for its BARs, and programs
 /// them.
 ///
@@ -318,6 +322,29 @@ impl Bridge {
         function.write16(bridge::PREFETCHABLE_LIMIT, limit.0);
         function.write32(bridge::PREFETCHABLE_LIMIT_UPPER, limit.1);
     }
+
+    /// Returns whether a bridge still has its bus numbers and windows.
+    fn holds<C: ConfigSpace + ?Sized>(&self, function: Function<'_, C>) -> bool {
+        let buses = function.read8(bridge::SECONDARY_BUS) == self.secondary
+            && function.read8(bridge::SUBORDINATE_BUS) == self.subordinate;
+        // The lower four bits say what kind of window it is.
+        let low = |offset| function.read16(offset) & 0xfff0;
+        let memory = self.memory.is_none() || {
+            let [base, limit] = window_registers(self.memory);
+            low(bridge::MEMORY_BASE) == base.0 && low(bridge::MEMORY_LIMIT) == limit.0
+        };
+        let prefetchable = self.prefetchable.is_none() || {
+            let [base, limit] = window_registers(self.prefetchable);
+            let upper = [
+                bridge::PREFETCHABLE_BASE_UPPER,
+                bridge::PREFETCHABLE_LIMIT_UPPER,
+            ];
+            low(bridge::PREFETCHABLE_BASE) == base.0
+                && low(bridge::PREFETCHABLE_LIMIT) == limit.0
+                && (!self.wide || upper.map(|offset| function.read32(offset)) == [base.1, limit.1])
+        };
+        buses && memory && prefetchable
+    }
 }
 
 /// Returns base and limit of a bridge's window, each as its lower and upper register. Without a
@@ -381,13 +408,12 @@ impl Hierarchy {
         }
     }
 
-    /// Returns whether a function's BARs hold what was placed there, and it is quiet.
+    /// Returns whether a function holds what `restore` wrote, and its MSIs are off.
     pub(crate) fn is_restored<C: ConfigSpace + ?Sized>(&self, config: &C, index: usize) -> bool {
         let Some(device) = self.devices.get(index) else {
             return false;
         };
         let function = Function::new(config, device.sbdf);
-        let command = function.read16(header::COMMAND);
         let bars = device.bars.iter().flatten().all(|bar| {
             let offset = bar.register();
             let address = bar.placement.map_or(0, |placement| placement.bus.get());
@@ -404,6 +430,26 @@ impl Hierarchy {
             };
             high << 32 | low == address
         });
-        bars && (device.bridge().is_some() || command & header::COMMAND_MASTER == 0)
+        let off = |offset: Option<vpci::Offset>, enable: u16| {
+            offset.is_none_or(|offset| function.read16(offset.get() + 2) & enable == 0)
+        };
+        let acs = device
+            .capabilities
+            .acs
+            .is_none_or(|offset| function.read16(offset.get() + 6) == device.acs.enabled);
+        bars && off(device.capabilities.msi, MSI_ENABLE)
+            && off(device.capabilities.msix, MSIX_ENABLE)
+            && acs
+            && device.bridge().is_none_or(|bridge| bridge.holds(function))
+    }
+
+    /// Returns whether a function sends nothing by itself and decodes nothing. Bridges forward.
+    pub(crate) fn is_quiet<C: ConfigSpace + ?Sized>(&self, config: &C, index: usize) -> bool {
+        let Some(device) = self.devices.get(index) else {
+            return false;
+        };
+        let command = Function::new(config, device.sbdf).read16(header::COMMAND);
+        let on = header::COMMAND_MEMORY | header::COMMAND_MASTER;
+        device.bridge().is_some() || command & on == 0
     }
 }

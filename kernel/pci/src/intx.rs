@@ -421,6 +421,7 @@ mod tests {
                 offset: Offset::in_function(0x40),
                 kind,
                 function_level_reset: false,
+                reports_link: false,
                 control: 0,
                 control_2: None,
             }),

@@ -2,12 +2,24 @@
 //!
 //! A reset takes tens to hundreds of milliseconds, most of them spent waiting. So it is a machine of
 //! steps, each of which says how long to wait until the next one.
+//!
+//! ```text
+//!   Quiet --> Pending --> initiate --> Held --> Link --> Ready --> Verify --> done
+//!   COMMAND   requests    FLR, bus,    bus or   up       each      BARs, windows, ACS as they were,
+//!   is zero   complete    D3hot        D3hot    again    answers   MSIs off, quiet, nothing pending
+//! ```
+//!
+//! What has been asked for need not have happened. A function that comes back late, as another one,
+//! with registers that do not hold, or still at work, has not been reset.
 
+use core::fmt;
 use core::ops::Range;
 
 use vpci::{Offset, Sbdf};
 
-use crate::capability::{DEVICE_CONTROL, DEVICE_STATUS, INITIATE_RESET, POWER_CONTROL, PortKind};
+use crate::capability::{
+    DEVICE_CONTROL, DEVICE_STATUS, INITIATE_RESET, LINK_STATUS, POWER_CONTROL, PortKind,
+};
 use crate::config::{ConfigSpace, Function, bridge, header};
 use crate::device::{Device, Header, Hierarchy};
 
@@ -24,13 +36,34 @@ pub enum Method {
     Power(Offset),
 }
 
-/// Why a reset failed. The function is disabled.
+/// Why a reset failed. Whether the function is disabled nobody can say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResetError {
+    /// The link below this port did not come up within a second.
+    NoLink(Sbdf),
     /// The function did not come back within a second.
     NotReady(Sbdf),
-    /// Its BARs do not hold what was written to them, or it is a bus master.
+    /// Another one came back in its place.
+    OtherFunction(Sbdf),
+    /// Its BARs, windows or access control do not hold what was written to them, or MSIs are on.
     NotRestored(Sbdf),
+    /// It is a bus master, or decodes addresses, although it was told not to.
+    NotQuiet(Sbdf),
+    /// Requests of it are still not completed.
+    StillPending(Sbdf),
+}
+
+impl fmt::Display for ResetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoLink(port) => write!(f, "the link below {port} did not come up"),
+            Self::NotReady(sbdf) => write!(f, "{sbdf} did not come back"),
+            Self::OtherFunction(sbdf) => write!(f, "{sbdf} came back as another function"),
+            Self::NotRestored(sbdf) => write!(f, "{sbdf} does not hold what is written to it"),
+            Self::NotQuiet(sbdf) => write!(f, "{sbdf} stays on"),
+            Self::StillPending(sbdf) => write!(f, "{sbdf} still waits for completions"),
+        }
+    }
 }
 
 /// How a reset goes on.
@@ -54,6 +87,9 @@ const POWER_STATE: u16 = 3;
 const POWER_STATE_D3HOT: u16 = 3;
 const POWER_EVENT: u16 = 1 << 15;
 
+/// Link Status: the data link layer is up.
+const LINK_ACTIVE: u16 = 1 << 13;
+
 /// How often something is looked at again, in milliseconds.
 const POLL: u32 = 10;
 /// How long completions may take (section 2.8: 50 ms in the default range, and some room).
@@ -75,7 +111,9 @@ enum Stage {
     Quiet,
     Pending { waited: u32 },
     Held,
+    Link { waited: u32 },
     Ready { next: usize, waited: u32 },
+    Verify { waited: u32 },
 }
 
 /// A reset on its way.
@@ -123,6 +161,11 @@ impl Hierarchy {
         Some((parent.sbdf, parent.bridge()?.below.clone()))
     }
 
+    /// Returns which functions a reset of `index` by `method` resets.
+    pub fn affected(&self, index: usize, method: Method) -> Range<usize> {
+        self.reset(index, method).affected
+    }
+
     /// Starts the reset of a function by `method`, which `reset_method` returned for it.
     pub fn reset(&self, index: usize, method: Method) -> Reset {
         let alone = index..index + 1;
@@ -158,21 +201,25 @@ impl Reset {
         let function = Function::new(config, device.sbdf);
         match self.stage {
             Stage::Quiet => {
-                for device in self.affected(found) {
+                for device in self.devices(found) {
                     Function::new(config, device.sbdf).write16(header::COMMAND, 0);
                 }
                 self.stage = Stage::Pending { waited: 0 };
                 self.step(config, found)
             }
-            Stage::Pending { waited } if waited < PENDING && self.is_pending(config, found) => {
+            Stage::Pending { waited }
+                if waited < PENDING && self.pending(config, found).is_some() =>
+            {
                 self.stage = Stage::Pending {
                     waited: waited + POLL,
                 };
                 Ok(Progress::Wait(POLL))
             }
             Stage::Pending { .. } => Ok(self.start(config, function)),
-            Stage::Held => Ok(self.release(config, found, function)),
+            Stage::Held => self.release(config, found, function),
+            Stage::Link { waited } => self.wait_for_link(config, found, waited),
             Stage::Ready { next, waited } => self.bring_back(config, found, next, waited),
+            Stage::Verify { waited } => self.verify(config, found, waited),
         }
     }
 
@@ -189,7 +236,17 @@ impl Reset {
         Ok(())
     }
 
-    fn affected<'a>(&self, found: &'a Hierarchy) -> impl Iterator<Item = &'a Device> {
+    /// Returns whether the function at this position is reset, too.
+    pub fn covers(&self, index: usize) -> bool {
+        self.affected.contains(&index)
+    }
+
+    /// Returns the positions of all that are reset.
+    pub fn affected(&self) -> Range<usize> {
+        self.affected.clone()
+    }
+
+    fn devices<'a>(&self, found: &'a Hierarchy) -> impl Iterator<Item = &'a Device> {
         found
             .devices
             .get(self.affected.clone())
@@ -197,10 +254,10 @@ impl Reset {
             .iter()
     }
 
-    /// Returns whether requests are still on their way, whose completions would meet a function that
-    /// has forgotten them.
-    fn is_pending<C: ConfigSpace + ?Sized>(&self, config: &C, found: &Hierarchy) -> bool {
-        self.affected(found).any(|device| {
+    /// Returns a function of which requests are still on their way: their completions would meet one
+    /// that has forgotten them.
+    fn pending<C: ConfigSpace + ?Sized>(&self, config: &C, found: &Hierarchy) -> Option<Sbdf> {
+        let pending = self.devices(found).find(|device| {
             let function = Function::new(config, device.sbdf);
             let express = device.capabilities.express.is_some_and(|offset| {
                 function.read16(offset.get() + DEVICE_STATUS) & TRANSACTIONS_PENDING != 0
@@ -209,7 +266,8 @@ impl Reset {
                 function.read8(offset.get() + ADVANCED_STATUS) & ADVANCED_PENDING != 0
             });
             express || advanced
-        })
+        });
+        pending.map(|device| device.sbdf)
     }
 
     fn start<C: ConfigSpace + ?Sized>(
@@ -251,17 +309,21 @@ impl Reset {
         config: &C,
         found: &Hierarchy,
         function: Function<'_, C>,
-    ) -> Progress {
-        self.stage = Stage::Ready {
-            next: self.affected.start,
-            waited: 0,
-        };
-        Progress::Wait(match self.method {
+    ) -> Result<Progress, ResetError> {
+        self.stage = self.first_ready();
+        Ok(Progress::Wait(match self.method {
             Method::SecondaryBus(sbdf) => {
                 let above = Function::new(config, sbdf);
                 let control = above.read16(bridge::CONTROL);
                 above.write16(bridge::CONTROL, control & !bridge::CONTROL_RESET);
-                match found.find(sbdf).and_then(Device::port) {
+                let port = found.find(sbdf);
+                match port.and_then(Device::port) {
+                    Some(PortKind::RootPort | PortKind::DownstreamPort)
+                        if reports_link(port).is_some() =>
+                    {
+                        self.stage = Stage::Link { waited: 0 };
+                        POLL
+                    }
                     Some(
                         PortKind::RootPort | PortKind::UpstreamPort | PortKind::DownstreamPort,
                     ) => AFTER_RESET,
@@ -273,11 +335,43 @@ impl Reset {
                 POWER_CHANGE
             }
             Method::FunctionLevel(_) | Method::Advanced(_) => 0,
-        })
+        }))
+    }
+
+    fn first_ready(&self) -> Stage {
+        Stage::Ready {
+            next: self.affected.start,
+            waited: 0,
+        }
+    }
+
+    /// Waits until the link is up: the time that functions have counts from there (section 6.6.1, for
+    /// ports of more than 5 GT/s; harmless with others).
+    fn wait_for_link<C: ConfigSpace + ?Sized>(
+        &mut self,
+        config: &C,
+        found: &Hierarchy,
+        waited: u32,
+    ) -> Result<Progress, ResetError> {
+        if let Method::SecondaryBus(sbdf) = self.method
+            && let Some(offset) = reports_link(found.find(sbdf))
+            && Function::new(config, sbdf).read16(offset.get() + LINK_STATUS) & LINK_ACTIVE == 0
+        {
+            if waited >= READY {
+                return Err(ResetError::NoLink(sbdf));
+            }
+            self.stage = Stage::Link {
+                waited: waited + POLL,
+            };
+            return Ok(Progress::Wait(POLL));
+        }
+        self.stage = self.first_ready();
+        Ok(Progress::Wait(AFTER_RESET))
     }
 
     /// Programs the functions anew, in ascending order so that bridges come before what is below
-    /// them, each as soon as it answers.
+    /// them, each as soon as it answers: with its own ID, and not with "try again" (section 2.3.1.1) or
+    /// with nothing.
     fn bring_back<C: ConfigSpace + ?Sized>(
         &mut self,
         config: &C,
@@ -290,9 +384,16 @@ impl Reset {
             .get(next)
             .filter(|_| self.affected.contains(&next))
         {
-            if Function::new(config, device.sbdf).read16(header::VENDOR_ID) != device.vendor {
+            let function = Function::new(config, device.sbdf);
+            let vendor = function.read16(header::VENDOR_ID);
+            if vendor != device.vendor || function.read16(header::DEVICE_ID) != device.device {
                 if waited >= READY {
-                    return Err(ResetError::NotReady(device.sbdf));
+                    return Err(match vendor {
+                        header::VENDOR_NONE | header::VENDOR_RETRY => {
+                            ResetError::NotReady(device.sbdf)
+                        }
+                        _ => ResetError::OtherFunction(device.sbdf),
+                    });
                 }
                 self.stage = Stage::Ready {
                     next,
@@ -301,13 +402,43 @@ impl Reset {
                 return Ok(Progress::Wait(POLL));
             }
             found.restore(config, next);
-            if !found.is_restored(config, next) {
-                return Err(ResetError::NotRestored(device.sbdf));
-            }
             next += 1;
         }
-        Ok(Progress::Done)
+        self.verify(config, found, 0)
     }
+
+    /// Looks whether everything is as it should be.
+    fn verify<C: ConfigSpace + ?Sized>(
+        &mut self,
+        config: &C,
+        found: &Hierarchy,
+        waited: u32,
+    ) -> Result<Progress, ResetError> {
+        for (index, device) in self.affected.clone().zip(self.devices(found)) {
+            if !found.is_restored(config, index) {
+                return Err(ResetError::NotRestored(device.sbdf));
+            }
+            if !found.is_quiet(config, index) {
+                return Err(ResetError::NotQuiet(device.sbdf));
+            }
+        }
+        let Some(sbdf) = self.pending(config, found) else {
+            return Ok(Progress::Done);
+        };
+        if waited >= PENDING {
+            return Err(ResetError::StillPending(sbdf));
+        }
+        self.stage = Stage::Verify {
+            waited: waited + POLL,
+        };
+        Ok(Progress::Wait(POLL))
+    }
+}
+
+/// Returns where a port's PCI Express capability is, if it tells whether the link is up.
+fn reports_link(port: Option<&Device>) -> Option<Offset> {
+    let express = port?.express.filter(|express| express.reports_link)?;
+    Some(express.offset)
 }
 
 fn set_power_state<C: ConfigSpace + ?Sized>(function: Function<'_, C>, offset: Offset, state: u16) {

@@ -788,16 +788,100 @@ fn a_function_that_stays_away_is_reported() {
         .run(&machine, &found, |milliseconds| waited += milliseconds);
     assert_eq!(result, Err(ResetError::NotReady(name("00:01.0"))));
     assert_eq!(waited, 1100);
-    // One that never forgets what was pending is reset all the same.
-    let pending = nvme().left(0x54 + 0x0a, &[0x20]);
-    let machine = Machine::new(0, vec![((1, 0), pending)]);
+    // One that waits for completions forever is reset all the same, and then has nothing to wait for.
+    let pending = |node: &mut Node| node.space[0x54 + 0x0a] |= 0x20;
+    let forgets = nvme().broken(|node| node.space[0x54 + 0x0a] &= !0x20);
+    let machine = Machine::new(0, vec![((1, 0), forgets)]);
     let found = enumerate(&machine, &host()).expect("memory");
+    machine.at(name("00:01.0"), pending);
     let mut reset = found.reset(0, method);
     for _ in 0..10 {
         assert_eq!(reset.step(&machine, &found), Ok(Progress::Wait(10)));
     }
     assert_eq!(reset.step(&machine, &found), Ok(Progress::Wait(100)));
     assert_eq!(reset.step(&machine, &found), Ok(Progress::Done));
+}
+
+/// What a function may do in place of a reset, and what is found to be wrong with it then.
+#[test]
+#[rustfmt::skip]
+fn a_reset_is_verified() {
+    type Break = fn(&mut Node);
+    let own = name("01:00.0");
+    let cases: [(&str, Break, Option<ResetError>); 13] = [
+        ("nothing",              |_| {},                                                  None),
+        ("another vendor",       |node| node.freeze(0x00, &[0x86, 0x80]),                 Some(ResetError::OtherFunction(own))),
+        ("another device",       |node| node.freeze(0x02, &[0x11, 0x00]),                 Some(ResetError::OtherFunction(own))),
+        ("never ready",          |node| node.freeze(0x00, &[0x01, 0x00]),                 Some(ResetError::NotReady(own))),
+        ("gone",                 |node| node.freeze(0x00, &[0xff, 0xff]),                 Some(ResetError::NotReady(own))),
+        ("a bus master",         |node| node.freeze(0x04, &[0x04, 0x00]),                 Some(ResetError::NotQuiet(own))),
+        ("decodes",              |node| node.freeze(0x04, &[0x02, 0x00]),                 Some(ResetError::NotQuiet(own))),
+        ("BAR at zero",          |node| node.freeze(0x10, &[0x04, 0x00, 0x00, 0x00]),     Some(ResetError::NotRestored(own))),
+        ("upper half of a BAR",  |node| node.freeze(0x14, &[0x00, 0x00, 0x00, 0x01]),     Some(ResetError::NotRestored(own))),
+        ("MSI-X is on",          |node| node.space[0x43] |= 0x80,                         Some(ResetError::NotRestored(own))),
+        ("MSI is on",            |node| node.space[0x92] |= 0x01,                         Some(ResetError::NotRestored(own))),
+        ("access control off",   |node| node.freeze(0x106, &[0x00, 0x00]),                Some(ResetError::NotRestored(own))),
+        ("waits forever",        |node| node.space[0x54 + 0x0a] |= 0x20,                  Some(ResetError::StillPending(own))),
+    ];
+    for (what, broken, expected) in cases {
+        for flr in [true, false] {
+            let node = Node::endpoint(0x1b36, 0x0010, 0x010802)
+                .bar(0, 4, 0x4000).msix().power(true).express(0).msi().acs(0x0c);
+            let node = if flr { node.function_level_reset() } else { node };
+            let machine = Machine::new(0, vec![((2, 0), root_port().with(0, 0, node.broken(broken)))]);
+            let found = enumerate(&machine, &host()).expect("memory");
+            let index = found.position(own).expect("found");
+            let method = found.reset_method(index, |_| true).expect("a reset");
+            assert_eq!(flr, matches!(method, Method::FunctionLevel(_)));
+            let result = found.reset(index, method).run(&machine, &found, |_| {});
+            assert_eq!(result.err(), expected, "{what}, FLR {flr}");
+        }
+    }
+}
+
+/// Bridges lose their windows and access control with the reset of the bus that they are on.
+#[test]
+#[rustfmt::skip]
+fn what_is_between_is_verified_too() {
+    type Break = fn(&mut Node);
+    let cases: [(&str, Break, Option<ResetError>); 6] = [
+        ("nothing",         |_| {},                                        None),
+        ("bus numbers",     |node| node.freeze(0x19, &[0]),                Some(ResetError::NotReady(name("03:00.0")))),
+        ("last bus",        |node| node.freeze(0x1a, &[0xff]),             Some(ResetError::NotRestored(name("02:00.0")))),
+        ("window",          |node| node.freeze(0x20, &[0xf0, 0xff]),       Some(ResetError::NotRestored(name("02:00.0")))),
+        ("window's end",    |node| node.freeze(0x22, &[0x00, 0x00]),       Some(ResetError::NotRestored(name("02:00.0")))),
+        ("access control",  |node| node.freeze(0x106, &[0x00, 0x00]),      Some(ResetError::NotRestored(name("02:00.0")))),
+    ];
+    for (what, broken, expected) in cases {
+        let down = downstream().acs(0x1d).broken(broken).with(0, 0, edu());
+        let port = root_port().with(0, 0, upstream().with(0, 0, down));
+        let machine = Machine::new(0, vec![((1, 0), port)]);
+        let found = enumerate(&machine, &host()).expect("memory");
+        let index = found.position(name("01:00.0")).expect("the switch");
+        let reset = found.reset(index, Method::SecondaryBus(name("00:01.0")));
+        let result = reset.run(&machine, &found, |_| {});
+        assert_eq!(result.err(), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_link_that_comes_up_late_is_waited_for() {
+    for (looks, expected) in [
+        (0, Ok(112)),
+        (7, Ok(182)),
+        (u32::MAX, Err(ResetError::NoLink(name("00:02.0")))),
+    ] {
+        let port = root_port().link(looks).with(0, 0, edu());
+        let machine = Machine::new(0, vec![((2, 0), port)]);
+        let found = enumerate(&machine, &host()).expect("memory");
+        let index = found.position(name("01:00.0")).expect("found");
+        let method = found.reset_method(index, |_| true).expect("a reset");
+        let mut waited = 0;
+        let result = found
+            .reset(index, method)
+            .run(&machine, &found, |milliseconds| waited += milliseconds);
+        assert_eq!(result.map(|()| waited), expected, "{looks}");
+    }
 }
 
 #[test]

@@ -27,6 +27,11 @@ pub(crate) struct Node {
     /// Accesses that it does not answer to after a reset.
     slow: u32,
     silent: u32,
+    /// What is wrong with it after a reset.
+    broken: Option<fn(&mut Node)>,
+    /// Looks at Link Status after a reset of the bus below, until the link is up.
+    link: u32,
+    link_down: u32,
     /// How often it was reset.
     pub(crate) resets: u32,
 }
@@ -56,6 +61,9 @@ impl Node {
             reset_by: None,
             slow: 0,
             silent: 0,
+            broken: None,
+            link: 0,
+            link_down: 0,
             resets: 0,
         };
         node.put(0x00, &vendor.to_le_bytes(), 0);
@@ -165,7 +173,8 @@ impl Node {
         self
     }
 
-    fn express_at(&self) -> usize {
+    /// Where the PCI Express capability is.
+    pub(crate) fn express_at(&self) -> usize {
         (0x40..0xfc)
             .step_by(4)
             .find(|at| self.space[*at] == 0x10)
@@ -217,6 +226,26 @@ impl Node {
         self
     }
 
+    /// This happens to it at each reset.
+    pub(crate) fn broken(mut self, how: fn(&mut Node)) -> Self {
+        self.broken = Some(how);
+        self
+    }
+
+    /// Makes a port tell whether its link is up, which it is after so many looks.
+    pub(crate) fn link(mut self, looks: u32) -> Self {
+        let at = self.express_at();
+        self.space[at + 0x0e] |= 0x10;
+        self.space[at + 0x13] |= 0x20;
+        self.link = looks;
+        self
+    }
+
+    /// Leaves a register as it is, whatever is written to it.
+    pub(crate) fn freeze(&mut self, offset: usize, bytes: &[u8]) {
+        self.put(offset, bytes, 0);
+    }
+
     pub(crate) fn with(mut self, device: u8, function: u8, node: Node) -> Self {
         self.below.push(((device, function), node));
         self
@@ -242,6 +271,9 @@ impl Node {
         }
         self.silent = self.slow;
         self.resets += 1;
+        if let Some(broken) = self.broken {
+            broken(self);
+        }
         self.below.iter_mut().for_each(|(_, node)| node.reset());
     }
 
@@ -257,6 +289,10 @@ impl Node {
         if self.silent > 0 {
             self.silent -= 1;
             return if offset == 0 { 0xffff_0001 } else { u32::MAX };
+        }
+        if self.link_down > 0 && offset == self.express_at() + 0x12 {
+            self.link_down -= 1;
+            return 0;
         }
         (0..size)
             .map(|i| u32::from(self.space[offset + i]) << (8 * i))
@@ -287,6 +323,7 @@ impl Node {
             && self.space[0x3e] & 0x40 != 0
             && old[0x3e] & 0x40 == 0
         {
+            self.link_down = self.link;
             self.below.iter_mut().for_each(|(_, node)| node.reset());
         }
     }
