@@ -153,6 +153,35 @@ impl Device {
     }
 }
 
+/// A register of 32 bits in a BAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// The BAR.
+    pub bar: usize,
+    /// The offset in it.
+    pub offset: u64,
+}
+
+/// Returns the registers of a class of devices that a reset may leave as the last owner wrote them, and
+/// that take zeros while the device is off.
+///
+/// NVM Express: AQA, ASQ and ACQ, which hold where in its owner's memory the admin queues were. After a
+/// reset the addresses are up to the implementation (Base Specification 1.4, sections 3.1.8 to 3.1.10).
+#[rustfmt::skip]
+pub const fn kept_by_reset(class: u32) -> &'static [Word] {
+    const NVME: u32 = 0x01_0802;
+    match class {
+        NVME => &[
+            Word { bar: 0, offset: 0x24 },
+            Word { bar: 0, offset: 0x28 },
+            Word { bar: 0, offset: 0x2c },
+            Word { bar: 0, offset: 0x30 },
+            Word { bar: 0, offset: 0x34 },
+        ],
+        _ => &[],
+    }
+}
+
 /// Something that was left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {

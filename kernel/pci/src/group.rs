@@ -4,6 +4,7 @@
 //! one ID are one to it, and functions that can reach each other on the way there never arrive.
 
 use alloc::vec::Vec;
+use core::fmt;
 
 use vpci::Sbdf;
 
@@ -20,6 +21,18 @@ pub enum Reason {
     MultiFunction(Sbdf),
     /// They are below this port or bridge, which does not isolate.
     Below(Sbdf),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SharedId(id) => write!(f, "their requests all arrive as {id:#x}"),
+            Self::MultiFunction(first) => {
+                write!(f, "device {first} does not keep its functions apart")
+            }
+            Self::Below(port) => write!(f, "{port} does not keep apart what is below it"),
+        }
+    }
 }
 
 /// The groups of a hierarchy.
@@ -67,14 +80,22 @@ impl Groups {
         found: &'a Hierarchy,
         index: usize,
     ) -> impl Iterator<Item = &'a Device> {
+        self.positions(found, index).map(|(_, device)| device)
+    }
+
+    /// Returns the same with their positions in the hierarchy.
+    pub fn positions<'a>(
+        &'a self,
+        found: &'a Hierarchy,
+        index: usize,
+    ) -> impl Iterator<Item = (usize, &'a Device)> {
         let root = self.root(index);
         found
             .devices
             .iter()
             .enumerate()
             .filter(move |(member, _)| self.root(*member) == root)
-            .map(|(_, device)| device)
-            .filter(|device| matches!(device.header, Header::Endpoint))
+            .filter(|(_, device)| matches!(device.header, Header::Endpoint))
     }
 
     fn root(&self, mut index: usize) -> usize {

@@ -20,16 +20,18 @@ mod enumerate;
 mod group;
 mod intx;
 mod map;
+mod owners;
 mod place;
 mod reset;
 
 pub use capability::{Acs, Capabilities, Express, PortKind};
 pub use config::{ConfigSpace, Function};
-pub use device::{Bar, Bridge, Device, Header, Hierarchy, Placement, Problem};
+pub use device::{Bar, Bridge, Device, Header, Hierarchy, Placement, Problem, Word, kept_by_reset};
 pub use enumerate::enumerate;
 pub use group::{Groups, Reason};
 pub use intx::{InterruptMap, Pin, Widths, Wire, probe_pin};
 pub use map::{MapError, RidMap};
+pub use owners::{ClaimError, Claimed, Owner, Owners, Wish};
 pub use place::{HostBridge, Window};
 pub use reset::{Method, Progress, Reset, ResetError};
 

@@ -161,11 +161,6 @@ impl Hierarchy {
         Some((parent.sbdf, parent.bridge()?.below.clone()))
     }
 
-    /// Returns which functions a reset of `index` by `method` resets.
-    pub fn affected(&self, index: usize, method: Method) -> Range<usize> {
-        self.reset(index, method).affected
-    }
-
     /// Starts the reset of a function by `method`, which `reset_method` returned for it.
     pub fn reset(&self, index: usize, method: Method) -> Reset {
         let alone = index..index + 1;
@@ -234,6 +229,11 @@ impl Reset {
             wait(milliseconds);
         }
         Ok(())
+    }
+
+    /// Returns the position of the function that it is for.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     /// Returns whether the function at this position is reset, too.

@@ -1,5 +1,6 @@
 //! Walks, places, groups and resets simulated machines.
 
+mod ownership;
 mod random;
 mod simulation;
 
