@@ -546,6 +546,20 @@ impl<B: Bus> Smmu<B> {
         Ok(())
     }
 
+    /// Refuses a stream's accesses, as before, but records each as an event: its entry is not valid
+    /// (C_BAD_STE, 7.3.5). [`Smmu::detach`] ends that.
+    pub fn listen(&mut self, stream: u32, pool: &mut impl Pool) -> Result<(), Error> {
+        if self.off {
+            return Err(Error::Off);
+        }
+        self.streams.provide(stream, &self.capabilities, pool)?;
+        if !self.streams.is_clear(stream)? {
+            return Err(Error::Attached(stream));
+        }
+        self.streams.write_first(stream, stream::INVALID)?;
+        self.forget(stream)
+    }
+
     /// Returns whether a stream has tables, even if it is refused for now.
     pub fn is_attached(&self, stream: u32) -> bool {
         self.streams.is_clear(stream) == Ok(false)

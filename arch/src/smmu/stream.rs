@@ -93,6 +93,9 @@ register_bitfields! {u64,
 /// First word of an entry that refuses everything, and records nothing.
 pub(super) const ABORT: u64 = STE0::V::SET.value;
 
+/// First word of an entry that refuses everything, each time with an event.
+pub(super) const INVALID: u64 = 0;
+
 /// Memory attributes of [`Format::NORMAL`] and [`Format::DEVICE`] (MAIR, fourth word of a context
 /// descriptor).
 const MAIR: u64 = 0xff << (8 * Format::NORMAL) | 0x04 << (8 * Format::DEVICE);

@@ -181,7 +181,7 @@ impl Model {
             .or_insert_with(|| self.fetch(stream));
         if let Some(words) = entry {
             // It refuses, or it is whole.
-            let whole = words[0] == 1 || words[1] != 0 && (words[2] != 0 || words[0] >> 6 != 0);
+            let whole = words[0] <= 1 || words[1] != 0 && (words[2] != 0 || words[0] >> 6 != 0);
             assert!(whole, "half an entry: {words:x?}");
         }
         *entry
@@ -1063,5 +1063,34 @@ proptest! {
             smmu.detach(stream, &mut arena).unwrap();
         }
         prop_assert!(smmu.contexts.is_empty());
+    }
+}
+
+#[test]
+fn a_stream_that_is_listened_to_is_refused_with_an_event() {
+    for kind in [NESTED, STAGE1] {
+        let mut arena = Arena::new(0x40_0000);
+        let model = Model::new(kind, &arena);
+        let mut smmu = started(&model, &mut arena);
+        // What the SMMU has cached is forgotten each time.
+        let first = |model: &Model| model.entry(9).map(|words| words[0]);
+        assert_eq!(first(&model).unwrap_or(1), 1);
+        smmu.listen(9, &mut arena).unwrap();
+        assert_eq!(first(&model), Some(0), "C_BAD_STE");
+        assert_eq!(smmu.listen(9, &mut arena), Err(Error::Attached(9)));
+        assert_eq!(
+            smmu.attach(9, &SPACE, &mut arena),
+            Err(Error::Attached(9)),
+            "not before it is detached"
+        );
+        smmu.detach(9, &mut arena).unwrap();
+        assert_eq!(first(&model), Some(1));
+        smmu.attach(9, &SPACE, &mut arena).unwrap();
+        assert_eq!(smmu.listen(9, &mut arena), Err(Error::Attached(9)));
+        assert_ne!(first(&model), Some(0));
+        assert_eq!(
+            smmu.listen(0x1_0000, &mut arena),
+            Err(Error::NoSuchStream(0x1_0000))
+        );
     }
 }
