@@ -22,14 +22,14 @@
 /// The version of this interface that [`Function::Version`] returns.
 ///
 /// The minor number grows when something is added, the major number when something changes.
-pub const VERSION: Version = Version { major: 1, minor: 0 };
+pub const VERSION: Version = Version { major: 1, minor: 1 };
 
 /// What [`Function::Uid`] returns, as the bytes of 5972701c-aa83-40fb-af07-294b314a365d.
 pub const UID: [u8; 16] = [
     0x59, 0x72, 0x70, 0x1c, 0xaa, 0x83, 0x40, 0xfb, 0xaf, 0x07, 0x29, 0x4b, 0x31, 0x4a, 0x36, 0x5d,
 ];
 
-/// "No server" or "no slot", where a register would otherwise name one.
+/// "No server", "no slot" or "no domain", where a register would otherwise name one.
 pub const NONE: u64 = !0;
 
 /// Returns the four registers, w0 to w3, in which [`Function::Uid`] returns [`UID`].
@@ -139,6 +139,16 @@ functions! {
     IoreqUnmap = 0xc600_0013,
     /// Sends an MSI of a function of the server to the target.
     IoreqMsi = 0xc600_0014,
+    /// Returns the number of the domain whose name is in x1 to x4.
+    DomainFind = 0xc600_0020,
+    /// Returns what a domain has and does.
+    DomainInfo = 0xc600_0021,
+    /// Returns who has a function of the machine, and where.
+    PciInfo = 0xc600_0022,
+    /// Gives a function of the machine to a domain.
+    PciAssign = 0xc600_0023,
+    /// Takes a function away from a domain.
+    PciUnassign = 0xc600_0024,
     /// Returns the number of functions (SMCCC general service query, deprecated by SMCCC 1.2).
     CallCount = 0x8600_ff00,
     /// Returns [`UID`] in w0 to w3 (SMCCC general service query).
@@ -192,6 +202,21 @@ pub enum Status {
     Gone = -8,
     /// The caller broke the protocol of a shared ring; the request it spoke of is untouched.
     Protocol = -9,
+    /// The slot has a function already.
+    Occupied = -10,
+    /// The function belongs to a domain already.
+    Taken = -11,
+    /// The function cannot be kept apart from one that another domain has.
+    Group = -12,
+    /// The domain was made without IOMMU, or no SMMU checks what the function reaches.
+    NoIommu = -13,
+    /// Nothing can reset the function, and the caller did not allow that.
+    NoReset = -14,
+    /// The function was reset and is not as it should be after that.
+    ResetFailed = -15,
+    /// It is a function that cannot be given to a guest: a bridge, one without a place for its BARs, or
+    /// one whose interrupts cannot be had.
+    NotUsable = -16,
 }
 
 impl Status {
@@ -207,6 +232,13 @@ impl Status {
         Status::BadAddress,
         Status::Gone,
         Status::Protocol,
+        Status::Occupied,
+        Status::Taken,
+        Status::Group,
+        Status::NoIommu,
+        Status::NoReset,
+        Status::ResetFailed,
+        Status::NotUsable,
     ];
 
     /// Returns the status as x0 holds it.
@@ -276,6 +308,94 @@ impl MapFlags {
     }
 }
 
+/// Flags of an assignment: x4 of [`Function::PciAssign`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct AssignFlags(u64);
+
+impl AssignFlags {
+    /// The function must have a reset.
+    pub const NONE: AssignFlags = AssignFlags(0);
+    /// The function is given away even if it has no reset.
+    pub const ALLOW_NO_RESET: AssignFlags = AssignFlags(1 << 0);
+
+    /// Returns the flags in `bits`, or `None` if a bit is set that has no meaning.
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        if bits & !Self::ALLOW_NO_RESET.0 == 0 {
+            Some(Self(bits))
+        } else {
+            None
+        }
+    }
+
+    /// Returns the flags as x4 holds them.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Says whether all of `other` are among these flags.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// The longest name of a domain, in bytes.
+pub const NAME_LEN: usize = 31;
+
+/// Returns a domain's name as x1 to x4 of [`Function::DomainFind`] hold it: the first byte in the
+/// low-order bits of x1, zeros behind the last one. `None` if it is longer than a name can be.
+pub fn name_to_registers(name: &str) -> Option<[u64; 4]> {
+    let bytes = name.as_bytes();
+    if bytes.len() > NAME_LEN {
+        return None;
+    }
+    let mut registers = [0; 4];
+    for (register, part) in registers.iter_mut().zip(bytes.chunks(8)) {
+        for (at, byte) in part.iter().enumerate() {
+            *register |= u64::from(*byte) << (8 * at);
+        }
+    }
+    Some(registers)
+}
+
+/// Says whether `registers` hold `name`.
+pub fn registers_name(registers: [u64; 4], name: &str) -> bool {
+    name_to_registers(name) == Some(registers)
+}
+
+/// What a domain does: x1 of [`Function::DomainInfo`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum DomainState {
+    /// It has stopped, or was not started.
+    Off = 0,
+    /// It runs.
+    Running = 1,
+    /// It stops, or is about to start again.
+    Stopping = 2,
+}
+
+/// Bit 0 of x2 of [`Function::DomainInfo`]: the domain has a PCI bus.
+pub const DOMAIN_HAS_BUS: u64 = 1 << 0;
+/// Bit 1: it may have devices that reach memory.
+pub const DOMAIN_HAS_IOMMU: u64 = 1 << 1;
+/// Bit 2: it is the control domain.
+pub const DOMAIN_IS_CONTROL: u64 = 1 << 2;
+
+/// How a function of the machine stands: x1 of [`Function::PciInfo`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum FunctionState {
+    /// Nobody has it.
+    Free = 0,
+    /// The domain in x2 has it, at the slot in x3.
+    Assigned = 1,
+    /// It is on its way to or from the domain in x2, or is in a reset with others.
+    Busy = 2,
+    /// Nobody has it, and its last reset failed.
+    Broken = 3,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,7 +437,7 @@ mod tests {
             assert_eq!(status.into_result().is_ok(), value == 0);
         }
         assert_eq!(Status::try_from(1), Err(UnknownStatus(1)));
-        assert_eq!(Status::try_from(-10), Err(UnknownStatus(-10)));
+        assert_eq!(Status::try_from(-17), Err(UnknownStatus(-17)));
     }
 
     #[test]
@@ -352,5 +472,35 @@ mod tests {
         assert!(MapFlags::POSTED.contains(MapFlags::POSTED));
         assert!(!MapFlags::NONE.contains(MapFlags::POSTED));
         assert_eq!(MapFlags::POSTED.bits(), 1);
+    }
+
+    #[test]
+    fn assign_flags_without_a_meaning_are_refused() {
+        assert_eq!(AssignFlags::from_bits(0), Some(AssignFlags::NONE));
+        assert_eq!(AssignFlags::from_bits(1), Some(AssignFlags::ALLOW_NO_RESET));
+        assert_eq!(AssignFlags::from_bits(2), None);
+        assert_eq!(AssignFlags::from_bits(!0), None);
+        assert!(AssignFlags::ALLOW_NO_RESET.contains(AssignFlags::ALLOW_NO_RESET));
+        assert!(!AssignFlags::NONE.contains(AssignFlags::ALLOW_NO_RESET));
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn a_name_is_in_four_registers() {
+        let long = "abcdefghijklmnopqrstuvwxyz01234";
+        let cases = [
+            // name,  x1,                    x2,  x3,  x4
+            ("",      [0,                     0,   0,   0]),
+            ("one",   [0x65_6e6f,             0,   0,   0]),
+            ("linuxgst2", [0x7473_6778_756e_696c, 0x32, 0, 0]),
+            (long,    [0x6867_6665_6463_6261, 0x706f_6e6d_6c6b_6a69, 0x7877_7675_7473_7271, 0x34_3332_3130_7a79]),
+        ];
+        for (name, registers) in cases {
+            assert_eq!(name_to_registers(name), Some(registers), "{name}");
+            assert!(registers_name(registers, name));
+        }
+        assert_eq!(name_to_registers("abcdefghijklmnopqrstuvwxyz012345"), None);
+        assert!(!registers_name([0x65_6e6f, 0, 0, 1], "one"), "bytes behind the end");
+        assert!(!registers_name([u64::MAX; 4], "one"));
     }
 }
