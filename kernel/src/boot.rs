@@ -5,13 +5,14 @@ use crate::machine::{self, Machine};
 use crate::memory;
 use crate::panic::give_up;
 use crate::pcpu::{self, Pcpu};
-use crate::{interrupts, irq, lifecycle, log, panic, physical, sched, servers, terminal};
+use crate::{assign, interrupts, irq, lifecycle, log, panic, physical, sched, servers, terminal};
 use aarch64_cpu::registers::{
     CNTFRQ_EL0, CNTHCTL_EL2, CNTP_CTL_EL0, CNTV_CTL_EL0, ID_AA64MMFR1_EL1, MIDR_EL1, MPIDR_EL1,
     Readable, Writeable,
 };
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::address::{PAGE_SIZE, Pa};
 use arch::entry::{self, Start};
@@ -517,17 +518,15 @@ fn make_domains(machine: &'static Machine, pack: Pack) {
 
 /// Gives a domain its physical functions.
 #[cold]
-fn assign(machine: &Machine, domain: &Domain) {
+fn assign(machine: &Machine, domain: &Arc<Domain>) {
     let Some(bus) = &domain.pci else { return };
     for function in &domain.config.functions {
         let (Some(host), manifest::Backend::Vpci) = (function.host, &function.backend) else {
             continue;
         };
-        let wait = |milliseconds| wait(machine, milliseconds);
-        match bus.lock().assign(domain, function, wait) {
-            Ok(()) => info!("domain {}: {} is {host}", domain.name(), function.slot),
-            Err(error) => error!("domain {} does not get {host}: {error}", domain.name()),
-        }
+        assign::at_boot(domain, host, function, |milliseconds| {
+            wait(machine, milliseconds);
+        });
     }
     // The reset of a whole bus, for one function, has disabled the others on it.
     bus.lock().after_reset(domain);

@@ -6,11 +6,11 @@
 use crate::domain::Domain;
 use crate::mmio::Mmio;
 use crate::passthrough::{AssignError, Assigned};
-use crate::physical::{self, Messages};
+use crate::physical::{self, Messages, Resetting};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering};
 use kernel::layout;
-use pci::{Progress, Reset};
+use pci::Progress;
 use vpci::{
     BarIndex, BusAddress, BusError, BusRange, Claimed, ConfigAccess, Decoder, Effect, Emulated,
     Owner, PortChange, Released, Sbdf,
@@ -53,8 +53,21 @@ pub(crate) struct Bus {
     bus: vpci::Bus<usize>,
     bridge: Emulated,
     stub: Emulated,
-    /// Passed-through functions; a place stays empty when its function is taken back.
+    /// Passed-through functions. A place is empty while its function is on its way, and after it was
+    /// taken back.
     functions: Vec<Option<Assigned>>,
+    life: Life,
+}
+
+/// What the bus's domain does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// It runs, or is about to.
+    Runs,
+    /// It has stopped, and its functions are being reset.
+    Stops,
+    /// It has stopped for good.
+    Gone,
 }
 
 /// Who answers an access that EL2 does not.
@@ -75,7 +88,7 @@ pub(crate) enum Answer {
     /// A device model answers.
     Elsewhere(Elsewhere),
     /// The guest asked for a reset, which takes a while.
-    Resetting(Scope, Vec<Reset>),
+    Resetting(Scope, Vec<Resetting>),
 }
 
 /// What a guest resets.
@@ -109,6 +122,7 @@ impl Bus {
             bridge: Emulated::host_bridge(),
             stub: Emulated::stub(),
             functions: Vec::new(),
+            life: Life::Runs,
         })
     }
 
@@ -327,20 +341,34 @@ impl Bus {
     /// Resets the models of the passed-through functions below a port that holds its link down, and
     /// returns the resets of the devices. Device models are to be told.
     #[cold]
-    fn reset_bus(&mut self, domain: &Domain, bus: u8) -> Vec<Reset> {
+    fn reset_bus(&mut self, domain: &Domain, bus: u8) -> Vec<Resetting> {
         self.change_port(domain, bus);
-        let mut resets = Vec::new();
+        self.start_resets(domain, |slot| slot.bus() == bus)
+    }
+
+    /// Puts the functions at the slots that `which` tells into the state of power-on: returns the resets
+    /// that this takes. Those that are reset with another one have none of their own.
+    fn start_resets(&mut self, domain: &Domain, which: impl Fn(Sbdf) -> bool) -> Vec<Resetting> {
+        let mut resets: Vec<Resetting> = Vec::new();
         for id in 0..self.functions.len() {
             let Some(Some(assigned)) = self.functions.get_mut(id) else {
                 continue;
             };
-            if assigned.slot().bus() != bus {
+            if !which(assigned.slot()) {
                 continue;
             }
             assigned.forget();
             self.carry_out(domain, id);
-            let assigned = self.functions.get_mut(id).and_then(Option::as_mut);
-            if let Some(reset) = assigned.and_then(|assigned| assigned.start_reset(domain)) {
+            let Some(Some(assigned)) = self.functions.get_mut(id) else {
+                continue;
+            };
+            assigned.stop(domain);
+            let index = assigned.index();
+            if resets.iter().any(|reset| reset.covers(index)) {
+                continue;
+            }
+            if let Some(reset) = assigned.start_reset(domain, &which) {
+                resets.retain(|other| !reset.covers(other.index()));
                 if resets.try_reserve(1).is_ok() {
                     resets.push(reset);
                 } else {
@@ -352,7 +380,7 @@ impl Bus {
     }
 
     /// Does what a model says, in its order. Returns the reset that the guest asked for.
-    fn carry_out(&mut self, domain: &Domain, id: usize) -> Option<Reset> {
+    fn carry_out(&mut self, domain: &Domain, id: usize) -> Option<Resetting> {
         let mut reset = None;
         while let Some(Some(assigned)) = self.functions.get_mut(id)
             && let Some(effect) = assigned.next_effect()
@@ -371,7 +399,8 @@ impl Bus {
                         self.map_ready(domain);
                     }
                 }
-                Effect::Reset => reset = assigned.start_reset(domain),
+                // Others of the domain's are in use.
+                Effect::Reset => reset = assigned.start_reset(domain, |_| false),
                 other => assigned.act(domain, other),
             }
         }
@@ -389,42 +418,114 @@ impl Bus {
         }
     }
 
-    /// Gives a physical function to the domain, reset and quiet. On an error nothing is changed.
-    pub(crate) fn assign(
-        &mut self,
-        domain: &Domain,
-        config: &manifest::Function,
-        wait: impl FnMut(u32),
-    ) -> Result<(), AssignError> {
-        self.functions
-            .try_reserve(1)
-            .map_err(|_| AssignError::NoMemory)?;
+    /// Keeps a slot for a physical function, which nobody sees before `put`. Returns its place.
+    pub(crate) fn reserve(&mut self, domain: &Domain, slot: Sbdf) -> Result<usize, AssignError> {
+        if self.life == Life::Gone {
+            return Err(AssignError::Gone);
+        }
+        let mut ports = domain.config.ports.iter();
+        let port = ports.find(|port| port.bus == u32::from(slot.bus()));
+        // As the manifest's check has it.
+        let is_slot = match port {
+            _ if slot.segment() != 0 => false,
+            _ if slot.bus() == 0 => slot.device() != 0,
+            Some(port) => port.ari || slot.device() == 0,
+            None => false,
+        };
+        if !is_slot {
+            return Err(AssignError::Slot(BusError::NoSuchBus(slot)));
+        }
+        if let Some(Owner::Vpci(id)) = self.bus.owner(slot)
+            && let Some(None) = self.functions.get(id)
+        {
+            return Err(AssignError::OnItsWay);
+        }
         self.bus
             .memory
             .reserve(BarIndex::RANGES)
             .map_err(|_| AssignError::NoMemory)?;
-        let id = self.functions.len();
+        let is_free = |id: &usize| {
+            let mut present = self.bus.functions_present();
+            matches!(self.functions.get(*id), Some(None))
+                && !present.any(|(_, owner)| owner == Owner::Vpci(*id))
+        };
+        let id = match (0..self.functions.len()).find(is_free) {
+            Some(id) => id,
+            None => {
+                self.functions
+                    .try_reserve(1)
+                    .map_err(|_| AssignError::NoMemory)?;
+                self.functions.push(None);
+                self.functions.len() - 1
+            }
+        };
         self.bus
-            .insert(config.slot, Owner::Vpci(id))
+            .insert(slot, Owner::Vpci(id))
             .map_err(AssignError::Slot)?;
-        match Assigned::take(domain, config, wait) {
-            Ok(mut assigned) => {
-                // Nothing is decoded yet, and it is no bus master: there is no effect.
-                let _: bool = assigned.set_upstream(self.bus.upstream(config.slot));
-                self.functions.push(Some(assigned));
+        Ok(id)
+    }
+
+    /// Gives up a slot that was kept.
+    pub(crate) fn give_up(&mut self, slot: Sbdf) {
+        self.bus.remove(slot);
+        self.tell_siblings(slot);
+    }
+
+    /// Shows a function at the slot that was kept for it; returns it if the domain has stopped for good
+    /// meanwhile.
+    pub(crate) fn put(
+        &mut self,
+        domain: &Domain,
+        id: usize,
+        mut assigned: Assigned,
+    ) -> Option<Assigned> {
+        let (Some(place), true) = (self.functions.get_mut(id), self.life != Life::Gone) else {
+            return Some(assigned);
+        };
+        let slot = assigned.slot();
+        // Nothing is decoded yet, and it is no bus master: there is no effect.
+        let _: bool = assigned.set_upstream(self.bus.upstream(slot));
+        assigned.show(domain);
+        *place = Some(assigned);
+        self.tell_siblings(slot);
+        None
+    }
+
+    /// Returns the function that was given to the domain at a slot, if it can be taken back now.
+    pub(crate) fn given(&self, slot: Sbdf) -> Result<&Assigned, AssignError> {
+        let Some(Owner::Vpci(id)) = self.bus.owner(slot) else {
+            return Err(AssignError::NothingThere);
+        };
+        match self.functions.get(id) {
+            Some(Some(assigned)) if self.life == Life::Stops || assigned.is_resetting() => {
+                Err(AssignError::Resetting)
             }
-            Err(error) => {
-                self.bus.remove(config.slot);
-                return Err(error);
-            }
+            Some(Some(assigned)) => Ok(assigned),
+            _ => Err(AssignError::OnItsWay),
         }
-        self.tell_siblings(config.slot);
-        Ok(())
+    }
+
+    /// Takes a function off the bus: from here on its slot is empty, nothing of it is mapped, and it
+    /// reaches nothing. [`Bus::given`] has said that it is there.
+    pub(crate) fn take(&mut self, domain: &Domain, slot: Sbdf) -> Option<Assigned> {
+        let Some(Owner::Vpci(id)) = self.bus.owner(slot) else {
+            return None;
+        };
+        if let Some(Some(assigned)) = self.functions.get_mut(id) {
+            assigned.forget();
+            self.carry_out(domain, id);
+        }
+        let mut assigned = self.functions.get_mut(id)?.take()?;
+        self.bus.remove(slot);
+        self.tell_siblings(slot);
+        assigned.silence(domain);
+        Some(assigned)
     }
 
     /// Puts all functions into the state of power-on for a domain that starts again: returns the
     /// resets that this takes.
-    pub(crate) fn reset(&mut self, domain: &Domain) -> Vec<Reset> {
+    pub(crate) fn reset(&mut self, domain: &Domain) -> Vec<Resetting> {
+        self.life = Life::Stops;
         self.bridge.reset();
         self.bus.reset_ports();
         let mut after = None;
@@ -432,21 +533,12 @@ impl Bus {
             self.change_port(domain, bus);
             after = Some(bus);
         }
-        let mut resets = Vec::new();
-        for id in 0..self.functions.len() {
-            if let Some(Some(assigned)) = self.functions.get_mut(id) {
-                assigned.forget();
-                self.carry_out(domain, id);
-            }
-            if let Some(Some(assigned)) = self.functions.get_mut(id) {
-                resets.extend(assigned.start_reset(domain));
-            }
-        }
-        resets
+        self.start_resets(domain, |_| true)
     }
 
     /// Makes functions usable again after their reset, which disables them.
     pub(crate) fn after_reset(&mut self, domain: &Domain) {
+        self.life = Life::Runs;
         for assigned in self.functions.iter_mut().flatten() {
             assigned.enable(domain);
         }
@@ -469,6 +561,7 @@ impl Bus {
     /// Takes the functions away from a domain that stops for good: they reach nothing, and interrupt
     /// nobody.
     pub(crate) fn silence(&mut self, domain: &Domain) {
+        self.life = Life::Gone;
         for id in 0..self.functions.len() {
             if let Some(Some(assigned)) = self.functions.get_mut(id) {
                 assigned.forget();
@@ -483,22 +576,19 @@ impl Bus {
 
 /// Carries resets out a step; returns after how many milliseconds to come back, or `None` when all
 /// are done.
-pub(crate) fn step(resets: &mut Vec<Reset>) -> Option<u32> {
-    let physical = physical::get()?;
+pub(crate) fn step(resets: &mut Vec<Resetting>) -> Option<u32> {
     let mut wait = None;
-    resets.retain_mut(
-        |reset| match reset.step(&physical.config, &physical.found) {
-            Ok(Progress::Wait(milliseconds)) => {
-                wait = Some(wait.map_or(milliseconds, |least: u32| least.min(milliseconds)));
-                true
-            }
-            Ok(Progress::Done) => false,
-            Err(error) => {
-                error!("a reset failed: {error}");
-                false
-            }
-        },
-    );
+    resets.retain_mut(|reset| match reset.step() {
+        Ok(Progress::Wait(milliseconds)) => {
+            wait = Some(wait.map_or(milliseconds, |least: u32| least.min(milliseconds)));
+            true
+        }
+        Ok(Progress::Done) => false,
+        Err(error) => {
+            error!("a reset failed: {error}");
+            false
+        }
+    });
     wait
 }
 

@@ -5,7 +5,7 @@ use crate::interrupts::Interrupts;
 use crate::lifecycle::{Lifecycle, Then};
 use crate::memory::{self, TableFrames};
 use crate::pcpu::Pcpu;
-use crate::physical::{self, Dma, Mastered};
+use crate::physical::{self, Dma, Mastered, Resetting};
 use crate::servers::{Link, Serving};
 use crate::vcpu::{Vcpu, VcpuRef};
 use crate::{machine, sched, terminal};
@@ -49,7 +49,7 @@ pub(crate) struct Domain {
     /// Whether it runs, and what follows when it no longer does.
     pub(crate) lifecycle: Mutex<Lifecycle>,
     /// Resets of its functions that are on their way while it is stopped, and what follows then.
-    pub(crate) resets: Mutex<(Vec<pci::Reset>, Then)>,
+    pub(crate) resets: Mutex<(Vec<Resetting>, Then)>,
     /// Its PCI buses, if it was made with a host bridge.
     pub(crate) pci: Option<Mutex<Bus>>,
     /// The interrupt pins of its passed-through functions.
@@ -159,6 +159,34 @@ pub(crate) fn find(name: &str) -> Option<Arc<Domain>> {
         .iter()
         .find(|domain| domain.name() == name)
         .cloned()
+}
+
+/// Finds a domain by its number.
+pub(crate) fn by_number(id: u32) -> Option<Arc<Domain>> {
+    let domains = DOMAINS.lock();
+    domains.iter().find(|domain| domain.id == id).cloned()
+}
+
+/// Returns which domain is configured with a function of the machine.
+pub(crate) fn configured_with(host: vpci::Sbdf) -> Option<u32> {
+    let has = |domain: &&Arc<Domain>| {
+        let mut functions = domain.config.functions.iter();
+        functions.any(|function| function.host == Some(host))
+    };
+    let domains = DOMAINS.lock();
+    domains.iter().find(has).map(|domain| domain.id)
+}
+
+/// The name of a domain, by its number, for people.
+pub(crate) struct Name(pub(crate) u32);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match by_number(self.0) {
+            Some(domain) => f.write_str(domain.name()),
+            None => write!(f, "{}", self.0),
+        }
+    }
 }
 
 /// Gives a domain a character that was typed.

@@ -1,5 +1,6 @@
 //! Hypercalls of our own (`kernel/docs/hypercalls.md`).
 
+use crate::control;
 use crate::exit::Next;
 use crate::pcpu::Running;
 use crate::servers;
@@ -58,6 +59,15 @@ pub(crate) fn handle(running: &mut Running<'_>, id: u32) -> Next {
             running,
             servers::msi(running.domain, &running.state.frame.x),
         ),
+        Function::DomainFind
+        | Function::DomainInfo
+        | Function::PciInfo
+        | Function::PciAssign
+        | Function::PciUnassign
+            if is_built(function) =>
+        {
+            return control::handle(running, function);
+        }
         _ => x[0] = NOT_SUPPORTED,
     }
     Next::Resume
@@ -72,7 +82,13 @@ fn is_built(function: Function) -> bool {
         Function::IoreqUnmap,
         Function::IoreqMsi,
     ];
-    cfg!(feature = "ioreq") || !ioreq.contains(&function)
+    let pci = [
+        Function::PciInfo,
+        Function::PciAssign,
+        Function::PciUnassign,
+    ];
+    (cfg!(feature = "ioreq") || !ioreq.contains(&function))
+        && (cfg!(feature = "vpci") || !pci.contains(&function))
 }
 
 fn answer(running: &mut Running<'_>, done: Result<(), Status>) {

@@ -12,6 +12,7 @@ pub mod layout;
 pub mod placement;
 pub mod rescue;
 pub mod rtc;
+pub mod steps;
 pub mod streams;
 pub mod uart;
 pub mod wired;

@@ -12,7 +12,7 @@ use crate::domain::{self, Domain, MakeError, Payload};
 use crate::mmio::Pending;
 use crate::servers::{self, Sent};
 use crate::vcpu::{Activity, Run, State, VcpuRef, request};
-use crate::{bus, exit, panic, pcpu, sched, terminal};
+use crate::{bus, control, exit, panic, pcpu, sched, terminal};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::address::BLOCK_2M;
@@ -165,7 +165,9 @@ pub(crate) fn go_on(domain: &Arc<Domain>) {
         let (resets, then) = &mut *domain.resets.lock();
         (bus::step(resets), *then)
     };
-    if let Some(milliseconds) = wait {
+    // What it was about to do for others as the control domain is done, too.
+    let control = control::finish(domain);
+    if let Some(milliseconds) = wait.into_iter().chain(control).min() {
         sched::sleep(&domain.reference(0), milliseconds);
         return;
     }

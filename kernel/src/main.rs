@@ -25,9 +25,14 @@ extern crate alloc;
 mod log;
 
 #[cfg(target_os = "none")]
+#[cfg_attr(not(feature = "vpci"), path = "no_assign.rs")]
+mod assign;
+#[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
 mod bus;
+#[cfg(target_os = "none")]
+mod control;
 #[cfg(target_os = "none")]
 mod domain;
 #[cfg(target_os = "none")]

@@ -1,17 +1,18 @@
 //! Accesses that stage 2 does not let through: to a device that EL2 emulates, or to nothing.
 
+use crate::assign::Operation;
 use crate::bus::{self, Answer, Bus, Elsewhere, Scope};
 use crate::exit::{Exception, Next};
 use crate::pcpu::Running;
+use crate::physical::Resetting;
 use crate::servers::{self, Asked, Sent};
-use crate::{replay, sched, terminal};
+use crate::{control, replay, sched, terminal};
 use alloc::vec::Vec;
 use arch::syndrome::{AbortKind, Access, DataAbort, fault_address};
 use arch::sysreg;
 use core::sync::atomic::Ordering;
 use ioreq::{Kind, Request, TakeError, Width};
 use kernel::layout;
-use pci::Reset;
 use spin::Mutex;
 use vgic::Frame;
 use vpci::{ConfigAccess, Sbdf};
@@ -183,12 +184,14 @@ pub(crate) enum Pending {
     /// A config access, answered by a device model.
     Config(Config, Asked),
     /// Resets of devices, which the guest asked for.
-    Reset(Mmio, Scope, Vec<Reset>),
+    Reset(Mmio, Scope, Vec<Resetting>),
     /// The reset of this function of a device model's, on a bus that the guest resets; or room in the
     /// slot to ask for it.
     BusReset(Mmio, Option<Asked>, Option<Sbdf>, u8),
     /// The resets of device models' functions, before the domain starts again.
     DomainReset(Asked, Vec<(Sbdf, u32)>),
+    /// A call of the control domain that takes a while.
+    Control(Vec<Operation>),
     /// The slot of the device model, which something from before a reset still has: the access is
     /// made again.
     Slot,
@@ -202,7 +205,7 @@ impl Pending {
                 Some(asked)
             }
             Self::BusReset(_, asked, ..) => asked,
-            Self::Reset(..) | Self::Slot => None,
+            Self::Reset(..) | Self::Control(_) | Self::Slot => None,
         }
     }
 }
@@ -356,7 +359,7 @@ fn wait(running: &mut Running<'_>, pending: Pending) -> Next {
 
 /// Carries resets of devices on, and completes the guest's access when they are done.
 #[cold]
-fn reset(running: &mut Running<'_>, mmio: Mmio, scope: Scope, mut resets: Vec<Reset>) -> Next {
+fn reset(running: &mut Running<'_>, mmio: Mmio, scope: Scope, mut resets: Vec<Resetting>) -> Next {
     if let Some(milliseconds) = bus::step(&mut resets) {
         running.state.pending = Some(Pending::Reset(mmio, scope, resets));
         sched::wait_for_answer(running);
@@ -405,6 +408,7 @@ pub(crate) fn answer(running: &mut Running<'_>) {
     let next = match pending {
         Pending::Slot => Next::Resume,
         Pending::Reset(mmio, scope, resets) => reset(running, mmio, scope, resets),
+        Pending::Control(operation) => control::go_on(running, operation),
         Pending::BusReset(mmio, asked, after, bus) => {
             if let Some(Err(asked)) = asked.map(taken) {
                 return wait_on(running, Pending::BusReset(mmio, Some(asked), after, bus));

@@ -5,8 +5,9 @@
 )]
 
 use crate::domain::Domain;
+use crate::physical::Resetting;
+use abi::Status;
 use core::fmt;
-use pci::Reset;
 use vpci::{BarIndex, BusError, BusRange, ConfigAccess, Effect, Sbdf, Upstream};
 
 /// There is none.
@@ -18,6 +19,14 @@ pub(crate) enum AssignError {
     NotBuilt,
     /// The slot cannot be had.
     Slot(BusError),
+    /// No function of the machine is at that slot.
+    NothingThere,
+    /// A function is on its way to that slot.
+    OnItsWay,
+    /// The domain stopped for good.
+    Gone,
+    /// It is in a reset.
+    Resetting,
     /// There is no memory left.
     NoMemory,
 }
@@ -27,18 +36,28 @@ impl fmt::Display for AssignError {
         match self {
             Self::NotBuilt => f.write_str("this hypervisor was built without vpci"),
             Self::Slot(error) => write!(f, "{error}"),
+            Self::NothingThere => f.write_str("no function of the machine is at that slot"),
+            Self::OnItsWay => f.write_str("a function is on its way to that slot"),
+            Self::Gone => f.write_str("the domain has stopped for good"),
+            Self::Resetting => f.write_str("it is in a reset"),
             Self::NoMemory => f.write_str("there is no memory left"),
         }
     }
 }
 
+impl AssignError {
+    pub(crate) fn status(&self) -> Status {
+        Status::NotSupported
+    }
+}
+
 impl Assigned {
-    pub(crate) fn take(
-        _domain: &Domain,
-        _config: &manifest::Function,
-        _wait: impl FnMut(u32),
-    ) -> Result<Self, AssignError> {
-        Err(AssignError::NotBuilt)
+    pub(crate) fn index(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn is_resetting(&self) -> bool {
+        match *self {}
     }
 
     pub(crate) fn set_upstream(&mut self, _upstream: Upstream) -> bool {
@@ -85,7 +104,19 @@ impl Assigned {
         match *self {}
     }
 
-    pub(crate) fn start_reset(&mut self, _domain: &Domain) -> Option<Reset> {
+    pub(crate) fn stop(&mut self, _domain: &Domain) {
+        match *self {}
+    }
+
+    pub(crate) fn show(&mut self, _domain: &Domain) {
+        match *self {}
+    }
+
+    pub(crate) fn start_reset(
+        &mut self,
+        _domain: &Domain,
+        _along: impl Fn(Sbdf) -> bool,
+    ) -> Option<Resetting> {
         match *self {}
     }
 

@@ -1,9 +1,10 @@
 //! A physical function that a domain has: taken over, shown through `vpci`, and driven as the model
 //! says.
 
-use crate::domain::Domain;
+use crate::domain::{self, Domain};
 use crate::memory::{self, TableFrames};
-use crate::physical::{self, Ecam, Physical, VectorError, Vectors};
+use crate::physical::{self, Ecam, Physical, Resetting, VectorError, Vectors};
+use abi::Status;
 use alloc::vec::Vec;
 use arch::address::{Ipa, PAGE_SIZE, Pa};
 use arch::mmio::{Bus as _, Window};
@@ -11,7 +12,7 @@ use arch::table::{Access, Stage2};
 use core::fmt;
 use kernel::intx::{self, Wiring};
 use kernel::layout;
-use pci::{Header, Method, Reset, ResetError};
+use pci::{ClaimError, ResetError};
 use vpci::{
     BarIndex, BarInfo, BarRead, BarWrite, BuildError, BusAddress, BusError, BusRange, Change,
     ConfigAccess, Effect, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
@@ -19,8 +20,10 @@ use vpci::{
 };
 
 /// Command (PCI Express Base Specification, 7.5.1.1.3).
+const COMMAND: u64 = 0x04;
 const MEMORY: u32 = 1 << 1;
 const BUS_MASTER: u32 = 1 << 2;
+const INTX_DISABLE: u32 = 1 << 10;
 
 /// Expansion ROM Base Address (7.5.1.2.4), and its enable bit.
 const ROM: u16 = 0x30;
@@ -52,7 +55,8 @@ pub(crate) struct Assigned {
     /// The parts of its BARs that are not mapped for the guest: where, and their registers.
     trapped: Vec<(u64, Window)>,
     vectors: Option<Vectors>,
-    reset: Option<Method>,
+    /// It is in a reset that the domain asked for.
+    resetting: bool,
     /// Its pin's place among the domain's, and the machine's line and the domain's SPI that it has.
     pin: Option<intx::Key>,
     wiring: Option<Wiring>,
@@ -62,24 +66,30 @@ pub(crate) struct Assigned {
     has_misdirected: bool,
 }
 
-/// Why a function was not assigned.
+/// Why a function was not assigned, or not taken back.
 pub(crate) enum AssignError {
-    /// The machine has no such function.
-    NotThere,
-    /// It is no endpoint, or has no place in the machine's windows.
-    NotUsable,
-    /// A domain has it.
-    Taken,
+    /// The machine has no PCI.
+    NoPci,
+    /// The function is not to be had.
+    Claim(ClaimError),
     /// The domain was made without IOMMU.
     NoIommu,
     /// No SMMU checks its DMA.
     NotIsolated,
-    /// It cannot be kept apart from this one, which the domain does not get.
-    Group(Sbdf, Option<pci::Reason>),
-    /// It cannot be reset.
-    NoReset,
+    /// The domain has no bus.
+    NoBus,
+    /// No function of the machine is at that slot.
+    NothingThere,
+    /// A function is on its way to that slot.
+    OnItsWay,
+    /// The domain stopped for good.
+    Gone,
+    /// It is in a reset that its domain asked for.
+    Resetting,
     /// Its reset failed.
     Reset(ResetError),
+    /// It went on to reach for memory after its reset: this many times.
+    NotQuiet(u64),
     /// It cannot be shown to a guest.
     Build(BuildError),
     /// The slot cannot be had.
@@ -95,29 +105,77 @@ pub(crate) enum AssignError {
 impl fmt::Display for AssignError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotThere => f.write_str("the machine has no such function"),
-            Self::NotUsable => {
-                f.write_str("it is a bridge, or has no place in the machine's windows")
+            Self::NoPci | Self::Claim(ClaimError::NotThere) => {
+                f.write_str("the machine has no such function")
             }
-            Self::Taken => f.write_str("another domain has it"),
+            Self::Claim(error) => claim_error(*error, f),
             Self::NoIommu => f.write_str("the domain was made without iommu"),
             Self::NotIsolated => f.write_str("no SMMU checks its DMA"),
-            Self::Group(other, reason) => {
-                write!(f, "it goes with {other}, which the domain does not have")?;
-                match reason {
-                    Some(reason) => write!(f, " ({reason:?})"),
-                    None => Ok(()),
-                }
-            }
-            Self::NoReset => {
-                f.write_str("it cannot be reset; say allow_no_reset to give it all the same")
-            }
+            Self::NoBus => f.write_str("the domain has no host bridge"),
+            Self::NothingThere => f.write_str("no function of the machine is at that slot"),
+            Self::OnItsWay => f.write_str("a function is on its way to that slot"),
+            Self::Gone => f.write_str("the domain has stopped for good"),
+            Self::Resetting => f.write_str("it is in a reset that the domain asked for"),
             Self::Reset(error) => write!(f, "its reset failed: {error}"),
+            Self::NotQuiet(times) => {
+                write!(f, "it reached for memory {times} times after its reset")
+            }
             Self::Build(error) => write!(f, "{error}"),
             Self::Slot(error) => write!(f, "{error}"),
             Self::Vectors(error) => write!(f, "{error}"),
             Self::Smmu(error) => write!(f, "{error}"),
             Self::NoMemory => f.write_str("there is no memory left"),
+        }
+    }
+}
+
+fn claim_error(error: ClaimError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match error {
+        ClaimError::NotThere => f.write_str("the machine has no such function"),
+        ClaimError::NotUsable => {
+            f.write_str("it is a bridge, or has no place in the machine's windows")
+        }
+        ClaimError::Busy => f.write_str("it, or what has to be reset with it, is on its way"),
+        ClaimError::Taken(domain) => write!(f, "domain {} has it", domain::Name(domain)),
+        ClaimError::Group(other, owner, reason) => {
+            write!(f, "it goes with {other}, ")?;
+            match owner {
+                Some(domain) => write!(f, "which is domain {}'s", domain::Name(domain))?,
+                None => f.write_str("whose reset failed")?,
+            }
+            match reason {
+                Some(reason) => write!(f, " ({reason})"),
+                None => Ok(()),
+            }
+        }
+        ClaimError::NoReset => {
+            f.write_str("it cannot be reset; say allow_no_reset to give it all the same")
+        }
+    }
+}
+
+impl AssignError {
+    /// Returns what the caller of a hypercall is told.
+    pub(crate) fn status(&self) -> Status {
+        match self {
+            Self::NoPci | Self::NothingThere | Self::Claim(ClaimError::NotThere) => {
+                Status::NotFound
+            }
+            Self::Claim(ClaimError::NotUsable) | Self::Build(_) => Status::NotUsable,
+            Self::Claim(ClaimError::Busy) | Self::OnItsWay | Self::Resetting => Status::Busy,
+            Self::Claim(ClaimError::Taken(_)) => Status::Taken,
+            Self::Claim(ClaimError::Group(..)) => Status::Group,
+            Self::Claim(ClaimError::NoReset) => Status::NoReset,
+            Self::NoIommu | Self::NotIsolated | Self::Smmu(_) => Status::NoIommu,
+            Self::Slot(BusError::NoMemory) => Status::NoMemory,
+            Self::Slot(BusError::Occupied(_)) => Status::Occupied,
+            Self::NoBus | Self::Slot(_) => Status::BadAddress,
+            Self::Gone => Status::Gone,
+            Self::Reset(_) | Self::NotQuiet(_) => Status::ResetFailed,
+            Self::Vectors(VectorError::TooMany) | Self::NoMemory => Status::NoMemory,
+            Self::Vectors(VectorError::NoIts | VectorError::Its(_) | VectorError::Shared) => {
+                Status::NotUsable
+            }
         }
     }
 }
@@ -160,102 +218,16 @@ fn port_above(domain: &Domain, slot: Sbdf) -> Option<Sbdf> {
 }
 
 impl Assigned {
-    /// Takes a physical function over for a domain: reset, quiet, and behind the SMMU. On an error
-    /// nothing is changed.
+    /// Makes what a domain is to see at `slot` of a function that is reset and quiet.
     #[cold]
-    pub(crate) fn take(
-        domain: &Domain,
-        config: &manifest::Function,
-        wait: impl FnMut(u32),
-    ) -> Result<Self, AssignError> {
-        let host = config.host.ok_or(AssignError::NotThere)?;
-        let physical = physical::get().ok_or(AssignError::NotThere)?;
-        let index = physical.found.position(host).ok_or(AssignError::NotThere)?;
-        let device = &physical.found.devices()[index];
-        if !matches!(device.header, Header::Endpoint) || !device.usable {
-            return Err(AssignError::NotUsable);
-        }
-        let dma = domain.dma.as_ref().ok_or(AssignError::NoIommu)?;
-        if !physical.is_behind_smmu(index) {
-            return Err(AssignError::NotIsolated);
-        }
-        let has = |sbdf: Sbdf| {
-            domain
-                .config
-                .functions
-                .iter()
-                .any(|function| function.host == Some(sbdf))
-        };
-        if let Some(other) = physical
-            .groups
-            .members(&physical.found, index)
-            .find(|m| !has(m.sbdf))
-        {
-            return Err(AssignError::Group(
-                other.sbdf,
-                physical.groups.reason(index),
-            ));
-        }
-        let method = physical.found.reset_method(index, has);
-        if method.is_none() && !config.allow_no_reset {
-            return Err(AssignError::NoReset);
-        }
-        {
-            let mut owners = physical.owners.lock();
-            if owners[index].is_some() {
-                return Err(AssignError::Taken);
-            }
-            owners[index] = Some(domain.id);
-        }
-        let taken = Self::prepare(domain, config, physical, index, method, wait);
-        let allowed = config.max_faults.unwrap_or(manifest::MAX_FAULTS_DEFAULT);
-        let taken = taken.and_then(|mut assigned| {
-            let attached = physical
-                .attach(index, allowed, domain, dma)
-                .map_err(AssignError::Smmu)
-                .and_then(|()| assigned.plug(domain).map_err(|_| AssignError::NoMemory));
-            match attached {
-                Ok(()) => Ok(assigned),
-                Err(error) => {
-                    if let (Some(messages), Some(vectors)) =
-                        (&physical.messages, assigned.vectors.take())
-                    {
-                        messages.free(vectors);
-                    }
-                    Err(error)
-                }
-            }
-        });
-        match taken {
-            Ok(mut assigned) => {
-                assigned.enable(domain);
-                assigned.mask_vectors();
-                Ok(assigned)
-            }
-            Err(error) => {
-                physical.detach(index);
-                physical.owners.lock()[index] = None;
-                Err(error)
-            }
-        }
-    }
-
-    #[cold]
-    fn prepare(
-        domain: &Domain,
-        config: &manifest::Function,
+    pub(crate) fn new(
         physical: &'static Physical,
         index: usize,
-        method: Option<Method>,
-        wait: impl FnMut(u32),
+        domain: &Domain,
+        slot: Sbdf,
+        vendor: Vendor,
     ) -> Result<Self, AssignError> {
         let device = &physical.found.devices()[index];
-        if let Some(method) = method {
-            let reset = physical.found.reset(index, method);
-            reset
-                .run(&physical.config, &physical.found, wait)
-                .map_err(AssignError::Reset)?;
-        }
         let bars: Vec<BarInfo> = device
             .bars
             .iter()
@@ -263,44 +235,30 @@ impl Assigned {
             .filter_map(|bar| bar.info())
             .collect();
         let line = physical.lines.of(index);
-        let port = port_above(domain, config.slot);
+        let port = port_above(domain, slot);
         let setup = Setup {
             bars: &bars,
             doorbell: BusAddress::new(layout::DOORBELL),
             position: port.map_or(Position::RootBus, |_| Position::BelowPort),
             pin: line.map_or(Pin::Hidden, |_| Pin::Shown),
-            vendor: if config.vendor_capabilities {
-                Vendor::Shown
-            } else {
-                Vendor::Hidden
-            },
+            vendor,
         };
         let config_space = pci::Function::new(&physical.config, device.sbdf);
         let model = vpci::Function::new(config_space, &setup).map_err(AssignError::Build)?;
         let trapped = map_trapped(&model).map_err(|_| AssignError::NoMemory)?;
-        let vectors = match (&physical.messages, physical.events(index)) {
-            _ if physical.vectors(index) == 0 => None,
-            (Some(messages), Some(events)) => Some(
-                messages
-                    .allocate(&events, domain.id)
-                    .map_err(AssignError::Vectors)?,
-            ),
-            // Its interrupts would be shown and never come.
-            _ => return Err(AssignError::Vectors(VectorError::NoIts)),
-        };
         let assigned = Self {
-            slot: config.slot,
+            slot,
             index,
             model,
             trapped,
-            vectors,
-            reset: method,
+            vectors: None,
+            resetting: false,
             pin: None,
             wiring: line.map(|(pin, line)| Wiring {
                 line,
                 // Below a port there is device 0 only, with all functions.
                 spi: match port {
-                    None => intx::spi([config.slot.device()], pin),
+                    None => intx::spi([slot.device()], pin),
                     Some(port) => intx::spi([0, port.device()], pin),
                 },
             }),
@@ -311,6 +269,75 @@ impl Assigned {
         assigned.set_msix(physical, false, false);
         assigned.stop_msi(physical);
         Ok(assigned)
+    }
+
+    /// Clears what the reset may have left of the owner before.
+    #[cold]
+    pub(crate) fn scrub(&self, physical: &Physical) -> Result<(), AssignError> {
+        let device = &physical.found.devices()[self.index];
+        let words = pci::kept_by_reset(device.class);
+        if words.is_empty() {
+            return Ok(());
+        }
+        let command = |value| {
+            let offset = Offset::in_function(COMMAND);
+            self.config().write(offset, Size::Two, value);
+        };
+        command(MEMORY | INTX_DISABLE);
+        let scrubbed = words.iter().try_for_each(|word| {
+            let bar = device.bars.get(word.bar).copied().flatten();
+            let placed = bar.and_then(|bar| Some((bar.placement?.host, bar.size)));
+            let Some((host, _)) = placed.filter(|(_, size)| word.offset + 4 <= *size) else {
+                return Ok(());
+            };
+            // SAFETY: a register of the function, which nobody has yet; it is written here only, and
+            // `trapped` has none that reset keeps.
+            let window = unsafe { memory::map_device(host + word.offset, 4) };
+            window.map_err(|_| AssignError::NoMemory)?.write32(0, 0);
+            Ok(())
+        });
+        command(INTX_DISABLE);
+        scrubbed
+    }
+
+    /// Gives it as many interrupts as it can send messages.
+    #[cold]
+    pub(crate) fn allocate_vectors(
+        &mut self,
+        physical: &'static Physical,
+        domain: u32,
+    ) -> Result<(), AssignError> {
+        if physical.vectors(self.index) == 0 {
+            return Ok(());
+        }
+        // Without an ITS its interrupts would be shown and never come.
+        let (Some(messages), Some(events)) = (&physical.messages, physical.events(self.index))
+        else {
+            return Err(AssignError::Vectors(VectorError::NoIts));
+        };
+        let vectors = messages
+            .allocate(&events, domain)
+            .map_err(AssignError::Vectors)?;
+        self.vectors = Some(vectors);
+        Ok(())
+    }
+
+    /// Takes its interrupts back; those on their way lead nowhere.
+    #[cold]
+    pub(crate) fn free_vectors(&mut self, physical: &Physical) {
+        if let (Some(messages), Some(vectors)) = (&physical.messages, self.vectors.take()) {
+            messages.free(vectors);
+        }
+    }
+
+    /// Returns its place in the machine's hierarchy.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Returns whether it is in a reset that the domain asked for.
+    pub(crate) fn is_resetting(&self) -> bool {
+        self.resetting
     }
 
     /// Says what gets through the port above, and returns whether there are effects.
@@ -389,21 +416,47 @@ impl Assigned {
         let _ = self.model.reset();
     }
 
-    /// Starts the reset of the device, if it has one. It is left alone until `enable`, and messages
-    /// that are on their way no longer lead anywhere.
-    pub(crate) fn start_reset(&mut self, domain: &Domain) -> Option<Reset> {
+    /// Silences the device and leaves it alone until `enable`; messages that are on their way no longer
+    /// lead anywhere.
+    pub(crate) fn stop(&mut self, domain: &Domain) {
+        self.resetting = true;
         if let Some(pin) = self.pin {
             domain.pins.stop(pin, domain.drive());
         }
-        let physical = physical::get()?;
-        self.unroute(physical);
+        if let Some(physical) = physical::get() {
+            self.unroute(physical);
+        }
         self.has_misdirected = false;
-        self.reset
-            .map(|method| physical.found.reset(self.index, method))
+    }
+
+    /// Starts the reset of the device, if it has one, together with others that the domain has at the
+    /// slots that `along` tells. It is left alone until `enable`.
+    pub(crate) fn start_reset(
+        &mut self,
+        domain: &Domain,
+        along: impl Fn(Sbdf) -> bool,
+    ) -> Option<Resetting> {
+        let physical = physical::get()?;
+        let found = &physical.found;
+        let along = |owner, slot| owner == domain.id && along(slot);
+        let method = physical
+            .owners
+            .lock()
+            .begin_reset(found, self.index, along)?;
+        let reset = Resetting::new(found.reset(self.index, method));
+        self.stop(domain);
+        Some(reset)
+    }
+
+    /// Lets a function that is new on the bus be used.
+    pub(crate) fn show(&mut self, domain: &Domain) {
+        self.enable(domain);
+        self.mask_vectors();
     }
 
     /// Lets the device decode its BARs: what the guest reaches of them is for stage 2 to say.
     pub(crate) fn enable(&mut self, domain: &Domain) {
+        self.resetting = false;
         if self.plug(domain).is_err() {
             error!(
                 "domain {}: there is no memory to start {}",
@@ -420,7 +473,7 @@ impl Assigned {
     }
 
     /// Lets the interrupts of its pin through.
-    fn plug(&mut self, domain: &Domain) -> Result<(), intx::OutOfMemory> {
+    pub(crate) fn plug(&mut self, domain: &Domain) -> Result<(), intx::OutOfMemory> {
         let Some(physical) = physical::get().filter(|_| self.pin.is_none()) else {
             return Ok(());
         };
@@ -444,15 +497,21 @@ impl Assigned {
 
     /// Takes everything from the function: it reaches nothing, decodes nothing and interrupts nobody.
     pub(crate) fn silence(&mut self, domain: &Domain) {
+        self.resetting = false;
+        self.unplug(domain);
+        if let Some(physical) = physical::get() {
+            self.unroute(physical);
+            physical.detach(self.index);
+        }
+    }
+
+    /// Takes its pin from the domain's, and turns everything off in its Command.
+    pub(crate) fn unplug(&mut self, domain: &Domain) {
         if let Some(pin) = self.pin.take() {
             domain.pins.remove(pin, domain.drive());
             if let (Some(physical), Some(wiring)) = (physical::get(), self.wiring) {
                 physical.lines.leave(wiring.line, domain);
             }
-        }
-        if let Some(physical) = physical::get() {
-            self.unroute(physical);
-            physical.detach(self.index);
         }
     }
 

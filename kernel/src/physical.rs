@@ -5,6 +5,7 @@ use crate::lines::Lines;
 use crate::machine;
 use crate::memory::{self, DmaPool, TableFrames};
 use crate::panic::give_up;
+use crate::sched::Due;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -21,7 +22,9 @@ use core::fmt;
 use dt::{Node, Tree};
 use kernel::layout;
 use kernel::streams::{Fault, Guard, Holder, Second, Translation, Trees};
-use pci::{ConfigSpace, Groups, Header, Hierarchy, HostBridge, RidMap};
+use pci::{
+    ConfigSpace, Groups, Header, Hierarchy, HostBridge, Owners, Progress, Reset, ResetError, RidMap,
+};
 use spin::{Mutex, Once};
 use vpci::{Offset, PhysicalConfig, Sbdf, Size};
 
@@ -94,8 +97,8 @@ pub(crate) struct Physical {
     pub(crate) groups: Groups,
     /// The interrupt lines of the functions.
     pub(crate) lines: Lines,
-    /// By position in `found`: the domain that has it.
-    pub(crate) owners: Mutex<Vec<Option<u32>>>,
+    /// Who has it.
+    pub(crate) owners: Mutex<Owners>,
     /// By position in `found`: whether it may master the bus.
     masters: Vec<Mutex<Master>>,
     streams: Option<RidMap>,
@@ -153,6 +156,9 @@ struct Driver(Smmu<Window>);
 impl Translation for Driver {
     fn format(&self) -> smmu::Format {
         self.0.format()
+    }
+    fn listen(&mut self, stream: u32) -> Result<(), smmu::Error> {
+        self.0.listen(stream, &mut DmaPool)
     }
     fn attach(&mut self, stream: u32, space: &AddressSpace) -> Result<(), smmu::Error> {
         self.0.attach(stream, space, &mut DmaPool)
@@ -317,6 +323,11 @@ fn find(tree: &Tree, node: Node<'_>, aborted: Aborted<'_>) -> Physical {
         .into_iter()
         .filter_map(|(node, window)| iommu(node, window, streams.as_ref()))
         .collect();
+    let Ok(owners) = Owners::new(&found) else {
+        give_up(format_args!(
+            "there is no memory to note who has which PCI function"
+        ))
+    };
     info!("{} PCI functions", found.devices().len());
     for device in found.devices() {
         let (vendor, id, class) = (device.vendor, device.device, device.class);
@@ -327,7 +338,7 @@ fn find(tree: &Tree, node: Node<'_>, aborted: Aborted<'_>) -> Physical {
     }
     Physical {
         lines: Lines::find(tree, node, &config, &found),
-        owners: Mutex::new(alloc::vec![None; found.devices().len()]),
+        owners: Mutex::new(owners),
         masters: found.devices().iter().map(|_| Mutex::default()).collect(),
         config,
         found,
@@ -522,6 +533,40 @@ impl Physical {
     /// Returns whether a function's DMA is checked by an SMMU, whichever way it takes.
     pub(crate) fn is_behind_smmu(&self, index: usize) -> bool {
         self.streams(index).all(|stream| stream.is_some())
+    }
+
+    /// Refuses what a function sends, but lets it be heard: it is about to go to `domain`. A stream that
+    /// another function of the domain uses stays as it is. On an error it is to be detached.
+    pub(crate) fn listen(
+        &self,
+        index: usize,
+        allowed: u32,
+        domain: &Domain,
+        dma: &Dma,
+    ) -> Result<(), smmu::Error> {
+        let host = self.found.devices()[index].sbdf;
+        for stream in self.streams(index) {
+            let (iommu, stream) = stream.ok_or(smmu::Error::NoSuchStream(host.rid().into()))?;
+            let guard = &mut iommu.state.lock().guard;
+            let space = dma.space(guard.smmu.format());
+            let holder = Holder {
+                function: host,
+                domain: domain.name(),
+                allowed,
+            };
+            guard.listen(stream, space.ok_or(smmu::Error::OutOfMemory)?.id, holder)?;
+        }
+        Ok(())
+    }
+
+    /// Returns what a function has tried since `listen`.
+    pub(crate) fn heard(&self, index: usize) -> u64 {
+        let streams = self.streams(index).flatten();
+        let heard = streams.map(|(iommu, stream)| {
+            self.report(iommu);
+            iommu.state.lock().guard.streams().heard(stream)
+        });
+        heard.sum()
     }
 
     /// Lets a function reach a domain's memory. It may make so many faults in a second. On an error
@@ -871,6 +916,58 @@ struct Unseen;
 impl Invalidate for Unseen {
     fn ipa(&self, _ipa: Ipa, _len: u64) {}
     fn all(&self) {}
+}
+
+/// The reset of a function on its way, and what is reserved for it.
+pub(crate) struct Resetting {
+    reset: Reset,
+    due: Due,
+    done: bool,
+}
+
+impl Resetting {
+    /// Starts a reset for which `Owners` has reserved what goes along.
+    pub(crate) fn new(reset: Reset) -> Self {
+        Self {
+            reset,
+            due: Due::default(),
+            done: false,
+        }
+    }
+
+    /// Takes the next step, if its time has come.
+    pub(crate) fn step(&mut self) -> Result<Progress, ResetError> {
+        if let Some(left) = self.due.left() {
+            return Ok(Progress::Wait(left));
+        }
+        let Some(physical) = get() else {
+            return Ok(Progress::Done);
+        };
+        let progress = self.reset.step(&physical.config, &physical.found)?;
+        match progress {
+            Progress::Wait(milliseconds) => self.due.after(milliseconds),
+            Progress::Done => self.done = true,
+        }
+        Ok(progress)
+    }
+
+    /// Returns the position of the function that it is for.
+    pub(crate) fn index(&self) -> usize {
+        self.reset.index()
+    }
+
+    /// Returns whether the function at this position is reset, too.
+    pub(crate) fn covers(&self, index: usize) -> bool {
+        self.reset.covers(index)
+    }
+}
+
+impl Drop for Resetting {
+    fn drop(&mut self) {
+        if let Some(physical) = get() {
+            physical.owners.lock().end_reset(&self.reset, self.done);
+        }
+    }
 }
 
 /// The translation of a domain's devices: a tree in the format of stage 1 and one in that of stage 2,

@@ -594,3 +594,21 @@ pub(crate) fn now() -> u64 {
     asm::isb();
     sysreg::read!("cntpct_el0")
 }
+
+/// The time at which something goes on. Who carries it on may come sooner.
+#[derive(Default)]
+pub(crate) struct Due(u64);
+
+impl Due {
+    /// Sets it to so many milliseconds from now.
+    pub(crate) fn after(&mut self, milliseconds: u32) {
+        self.0 = now() + machine::get().ticks(u64::from(milliseconds) * 1000);
+    }
+
+    /// Returns how many milliseconds are left; `None` if it has come.
+    pub(crate) fn left(&self) -> Option<u32> {
+        let left = self.0.checked_sub(now()).filter(|left| *left > 0)?;
+        let milliseconds = (left * 1000).div_ceil(machine::get().frequency);
+        Some(u32::try_from(milliseconds).unwrap_or(u32::MAX))
+    }
+}

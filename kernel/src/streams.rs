@@ -59,6 +59,8 @@ struct Stream {
     second: Second,
     /// It is refused, after a storm.
     cut: bool,
+    /// It is refused with a fault each time, since nobody uses it yet.
+    listening: bool,
 }
 
 /// Something that happens again and again, counted by the second.
@@ -238,6 +240,21 @@ impl Streams {
         })
     }
 
+    /// Returns how many faults a stream has made while it was only listened to.
+    pub fn heard(&self, id: u32) -> u64 {
+        let listening = self.get(id).filter(|stream| stream.listening);
+        listening.map_or(0, |stream| stream.faults)
+    }
+
+    /// Notes that a stream is listened to, or no longer; its faults count anew.
+    fn set_listening(&mut self, id: u32, listening: bool) {
+        if let Some(stream) = self.get_mut(id) {
+            stream.listening = listening;
+            stream.faults = 0;
+            stream.second = Second::default();
+        }
+    }
+
     /// Notes that a stream is refused after a storm; faults that are still on their way are none.
     pub fn cut(&mut self, id: u32) {
         if let Some(stream) = self.get_mut(id) {
@@ -269,6 +286,7 @@ impl Stream {
             faults: 0,
             second: Second::default(),
             cut: false,
+            listening: false,
         })
     }
 }
@@ -277,6 +295,8 @@ impl Stream {
 pub trait Translation {
     /// Returns what tables an address space must have.
     fn format(&self) -> Format;
+    /// Refuses a stream's accesses with a fault each time. `detach` ends that.
+    fn listen(&mut self, stream: u32) -> Result<(), Error>;
     /// Translates a stream's accesses from now on.
     fn attach(&mut self, stream: u32, space: &AddressSpace) -> Result<(), Error>;
     /// Refuses a stream's accesses from now on; none is under way any more.
@@ -336,6 +356,32 @@ impl<T: Translation> Guard<T> {
         self.streams.fault(stream, now, frequency)
     }
 
+    /// Has a function be heard that is to get a stream: what it tries is refused, and counted. A stream that
+    /// others use stays as it is. If this is an error, `detach` undoes what there is to be undone.
+    pub fn listen(&mut self, stream: u32, space: u16, holder: Holder<'_>) -> Result<(), Error> {
+        if self.smmu.is_off() {
+            return Err(Error::Off);
+        }
+        if self.join(stream, space, holder)? == Others::None {
+            self.smmu.listen(stream)?;
+            self.streams.set_listening(stream, true);
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, stream: u32, space: u16, holder: Holder<'_>) -> Result<Others, Error> {
+        let Holder {
+            function,
+            domain,
+            allowed,
+        } = holder;
+        let joined = self.streams.join(stream, space, domain, function, allowed);
+        joined.map_err(|error| match error {
+            JoinError::Taken => Error::Attached(stream),
+            JoinError::OutOfMemory => Error::OutOfMemory,
+        })
+    }
+
     /// Lets a function reach an address space through a stream. If this is an error, `detach` undoes
     /// what there is to be undone.
     pub fn attach(
@@ -347,20 +393,16 @@ impl<T: Translation> Guard<T> {
         if self.smmu.is_off() {
             return Err(Error::Off);
         }
-        let Holder {
-            function,
-            domain,
-            allowed,
-        } = holder;
-        match self
-            .streams
-            .join(stream, space.id, domain, function, allowed)
-        {
-            Ok(Others::None) => self.smmu.attach(stream, space),
-            Ok(Others::Some) => Ok(()),
-            Err(JoinError::Taken) => Err(Error::Attached(stream)),
-            Err(JoinError::OutOfMemory) => Err(Error::OutOfMemory),
+        let others = self.join(stream, space.id, holder)?;
+        let listening = self.streams.get(stream).is_some_and(|s| s.listening);
+        if listening {
+            self.smmu.detach(stream)?;
+            self.smmu.attach(stream, space)?;
+            self.streams.set_listening(stream, false);
+        } else if others == Others::None {
+            self.smmu.attach(stream, space)?;
         }
+        Ok(())
     }
 
     /// Takes a stream from a function. While others have it too it stays attached, and it is for the
@@ -580,6 +622,11 @@ mod tests {
         fn format(&self) -> Format {
             self.format
         }
+        fn listen(&mut self, stream: u32) -> Result<(), Error> {
+            self.answer()?;
+            assert!(!self.table.contains_key(&stream));
+            Ok(())
+        }
         fn attach(&mut self, stream: u32, space: &AddressSpace) -> Result<(), Error> {
             self.answer()?;
             assert!(!self.off);
@@ -658,6 +705,45 @@ mod tests {
             input_bits: 39,
             end: Pa::new(1 << 40),
         }
+    }
+
+    #[test]
+    fn who_is_listened_to_reaches_nothing_and_is_counted() {
+        let [mut guard, ..] = machine();
+        let space = space(1, Format::Stage2);
+        let holder = |index| Holder {
+            function: function(index),
+            domain: "d",
+            allowed: 10,
+        };
+        let heard = |guard: &Guard<Fake>| guard.streams().heard(8);
+        guard.listen(8, space.id, holder(0)).unwrap();
+        assert!(guard.smmu.table.is_empty());
+        assert_eq!(heard(&guard), 0);
+        guard.fault(8, 0, 100).unwrap();
+        guard.fault(8, 0, 100).unwrap();
+        assert_eq!(heard(&guard), 2);
+        // Another one of the domain's, by the same stream, which whoever is first attaches for both.
+        guard.listen(8, space.id, holder(1)).unwrap();
+        guard.attach(8, &space, holder(1)).unwrap();
+        guard.attach(8, &space, holder(0)).unwrap();
+        assert_eq!(guard.smmu.table.get(&8), Some(&(space, true)));
+        // A stream in use has faults of its own.
+        guard.fault(8, 0, 100).unwrap();
+        assert_eq!(heard(&guard), 0);
+        guard.listen(8, space.id, holder(2)).unwrap();
+        assert_eq!(heard(&guard), 0);
+        for index in 0..3 {
+            guard.detach(8, function(index)).unwrap();
+        }
+        assert!(guard.smmu.table.is_empty());
+        // Nor does it reach another domain's.
+        guard.listen(8, space.id, holder(0)).unwrap();
+        assert_eq!(
+            guard.listen(8, 2, holder(1)),
+            Err(Error::Attached(8)),
+            "another space"
+        );
     }
 
     #[derive(Clone, Copy, Debug)]

@@ -318,10 +318,12 @@ impl AssignFlags {
     pub const NONE: AssignFlags = AssignFlags(0);
     /// The function is given away even if it has no reset.
     pub const ALLOW_NO_RESET: AssignFlags = AssignFlags(1 << 0);
+    /// The domain sees vendor-specific capabilities.
+    pub const VENDOR_CAPABILITIES: AssignFlags = AssignFlags(1 << 1);
 
     /// Returns the flags in `bits`, or `None` if a bit is set that has no meaning.
     pub const fn from_bits(bits: u64) -> Option<Self> {
-        if bits & !Self::ALLOW_NO_RESET.0 == 0 {
+        if bits & !(Self::ALLOW_NO_RESET.0 | Self::VENDOR_CAPABILITIES.0) == 0 {
             Some(Self(bits))
         } else {
             None
@@ -478,7 +480,11 @@ mod tests {
     fn assign_flags_without_a_meaning_are_refused() {
         assert_eq!(AssignFlags::from_bits(0), Some(AssignFlags::NONE));
         assert_eq!(AssignFlags::from_bits(1), Some(AssignFlags::ALLOW_NO_RESET));
-        assert_eq!(AssignFlags::from_bits(2), None);
+        assert_eq!(
+            AssignFlags::from_bits(2),
+            Some(AssignFlags::VENDOR_CAPABILITIES)
+        );
+        assert_eq!(AssignFlags::from_bits(4), None);
         assert_eq!(AssignFlags::from_bits(!0), None);
         assert!(AssignFlags::ALLOW_NO_RESET.contains(AssignFlags::ALLOW_NO_RESET));
         assert!(!AssignFlags::NONE.contains(AssignFlags::ALLOW_NO_RESET));

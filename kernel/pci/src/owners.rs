@@ -141,7 +141,7 @@ impl Owners {
                 },
             }
         }
-        let along = wish.at_boot.then_some(wish.domain);
+        let along = |domain, _| wish.at_boot && domain == wish.domain;
         let method = self.method(found, index, along)?;
         if method.is_none() && !wish.allow_no_reset {
             return Err(ClaimError::NoReset);
@@ -177,7 +177,7 @@ impl Owners {
             Owner::Domain { .. } | Owner::Resetting => return Err(ClaimError::Busy),
             Owner::Nobody | Owner::Broken => return Err(ClaimError::NotThere),
         }
-        let method = self.method(found, index, None)?;
+        let method = self.method(found, index, |_, _| false)?;
         if let Some(Owner::Domain { settled, .. }) = self.of.get_mut(index) {
             *settled = false;
         }
@@ -190,15 +190,15 @@ impl Owners {
         self.set(index, if sound { Owner::Nobody } else { Owner::Broken });
     }
 
-    /// Reserves what has to be reset along with a function that a domain has and keeps; with `along`,
-    /// others that it has may be reset too. Returns how.
+    /// Reserves what has to be reset along with a function that a domain has and keeps. Others that a
+    /// domain has may be reset too if `along` says so of that and their slot. Returns how.
     pub fn begin_reset(
         &mut self,
         found: &Hierarchy,
         index: usize,
-        along: Option<u32>,
+        along: impl Fn(u32, Sbdf) -> bool,
     ) -> Option<Method> {
-        let method = found.reset_method(index, |other| self.together(found, index, other, along));
+        let method = found.reset_method(index, |other| self.together(found, index, other, &along));
         self.mark(found, index, method);
         method
     }
@@ -219,7 +219,13 @@ impl Owners {
     }
 
     /// Returns whether a function may be reset together with the one at `index`.
-    fn together(&self, found: &Hierarchy, index: usize, other: Sbdf, along: Option<u32>) -> bool {
+    fn together(
+        &self,
+        found: &Hierarchy,
+        index: usize,
+        other: Sbdf,
+        along: impl Fn(u32, Sbdf) -> bool,
+    ) -> bool {
         let Some(position) = found.position(other) else {
             return false;
         };
@@ -228,8 +234,10 @@ impl Owners {
                 Owner::Nobody | Owner::Broken => true,
                 Owner::Resetting => false,
                 Owner::Domain {
-                    domain, settled, ..
-                } => settled && along == Some(domain),
+                    domain,
+                    slot,
+                    settled,
+                } => settled && along(domain, slot),
             }
     }
 
@@ -239,12 +247,12 @@ impl Owners {
         &self,
         found: &Hierarchy,
         index: usize,
-        along: Option<u32>,
+        along: impl Fn(u32, Sbdf) -> bool,
     ) -> Result<Option<Method>, ClaimError> {
-        let now = found.reset_method(index, |other| self.together(found, index, other, along));
+        let now = found.reset_method(index, |other| self.together(found, index, other, &along));
         let soon = found.reset_method(index, |other| {
             let owner = found.position(other).map(|position| self.of(position));
-            self.together(found, index, other, along)
+            self.together(found, index, other, &along)
                 || matches!(
                     owner,
                     Some(Owner::Resetting | Owner::Domain { settled: false, .. })

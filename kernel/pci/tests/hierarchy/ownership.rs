@@ -271,8 +271,15 @@ fn a_bus_is_reset_at_boot_and_with_its_domain() {
     assert_eq!(table.give("01:02.0", &at_boot), bus);
     let [one, other] = ["01:01.0", "01:02.0"].map(|host| table.index(host));
     // A guest that resets one keeps using the other.
-    assert_eq!(table.owners.begin_reset(&table.found, one, None), None);
-    let method = table.owners.begin_reset(&table.found, one, Some(1));
+    assert_eq!(
+        table.owners.begin_reset(&table.found, one, |_, _| false),
+        None
+    );
+    let elsewhere = |_, slot| slot == name("00:06.0");
+    assert_eq!(table.owners.begin_reset(&table.found, one, elsewhere), None);
+    let method = table
+        .owners
+        .begin_reset(&table.found, one, |domain, _| domain == 1);
     assert_eq!(method, bus);
     let reset = table.found.reset(one, on_bus);
     assert!(reset.covers(other));
