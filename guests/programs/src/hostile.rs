@@ -34,6 +34,7 @@ pub fn main(_platform: &'static Platform) {
     println!("hostile: start");
     exception::expect_serrors();
     let mut random = Random::new(0x686f_7374_696c_6521);
+    control(&mut random);
     hypercalls(&OWNERS, &mut random);
     system_registers(&mut random);
     frames(&mut random);
@@ -248,6 +249,36 @@ const SPARED: [u32; 8] = [
 /// hypervisor, vendor hypervisor; and others, of which a part is tried.
 const OWNERS: [u32; 4] = [0, 4, 5, 6];
 const OTHERS: [u32; 6] = [1, 2, 3, 7, 48, 63];
+
+/// The calls of the control domain, and the numbers behind them: this domain is not it.
+fn control(random: &mut Random) {
+    let calls = [
+        abi::Function::DomainFind,
+        abi::Function::DomainInfo,
+        abi::Function::PciInfo,
+        abi::Function::PciAssign,
+        abi::Function::PciUnassign,
+    ];
+    let mut wrong = 0_u64;
+    for _ in 0..2000 {
+        for function in calls {
+            let mut registers = arguments(random);
+            registers[0] = function.id().into();
+            // Half of them name what there is.
+            if random.below(2) == 0 {
+                registers[1] = random.below(2) as u64;
+                registers[2] = random.below(0x100) as u64;
+                registers[3] = random.below(0x100) as u64;
+                registers[4] = random.below(2) as u64;
+            }
+            // SAFETY: HVC changes no register beyond x17.
+            let done = unsafe { instruction::execute(0xd400_0002, &mut registers) };
+            let denied = registers[0] == abi::Status::Denied.to_register();
+            wrong += u64::from(done.is_err() || !denied);
+        }
+    }
+    println!("hostile: control calls: {wrong} not denied");
+}
 
 fn hypercalls(owners: &[u32], random: &mut Random) {
     let mut tally = Tally::default();

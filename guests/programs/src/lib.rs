@@ -10,6 +10,8 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 pub mod bench;
 #[cfg(target_os = "none")]
+pub mod control;
+#[cfg(target_os = "none")]
 pub mod edu;
 #[cfg(target_os = "none")]
 pub mod functions;
@@ -21,6 +23,8 @@ pub mod intx;
 pub mod neighbour;
 #[cfg(target_os = "none")]
 pub mod nobridge;
+#[cfg(target_os = "none")]
+pub mod owner;
 #[cfg(target_os = "none")]
 mod pci;
 #[cfg(target_os = "none")]

@@ -5,7 +5,7 @@
 
 use core::arch::asm;
 
-use abi::{Function, MapFlags, Status};
+use abi::{AssignFlags, Function, MapFlags, Status};
 
 /// PSCI 1.1 and SMCCC function ids (Arm DEN 0022 and DEN 0028).
 pub mod id {
@@ -237,4 +237,37 @@ pub fn ioreq_msi(server: u32, sbdf: u32, address: u64, data: u32) -> Result<(), 
         0,
     ];
     status(call(Function::IoreqMsi.id(), arguments)[0])
+}
+
+/// Returns the number of the domain called `name`.
+pub fn domain_find(name: &str) -> Result<u64, Status> {
+    let [a, b, c, d] = abi::name_to_registers(name).ok_or(Status::NotFound)?;
+    let [x0, number, ..] = call(Function::DomainFind.id(), [a, b, c, d, 0]);
+    status(x0).map(|()| number)
+}
+
+/// Returns what a domain does ([`abi::DomainState`]) and has (`abi::DOMAIN_…`).
+pub fn domain_info(domain: u32) -> Result<(u64, u64), Status> {
+    let [x0, state, flags, _] = call(Function::DomainInfo.id(), [domain.into(), 0, 0, 0, 0]);
+    status(x0).map(|()| (state, flags))
+}
+
+/// Returns how a function of the machine stands ([`abi::FunctionState`]), and which domain has it where.
+pub fn pci_info(host: u32) -> Result<(u64, Option<(u64, u32)>), Status> {
+    let [x0, state, domain, slot] = call(Function::PciInfo.id(), [host.into(), 0, 0, 0, 0]);
+    status(x0)?;
+    let slot = u32::try_from(slot).ok();
+    Ok((state, slot.map(|slot| (domain, slot))))
+}
+
+/// Gives a function of the machine to a domain, which sees it at `slot`.
+pub fn pci_assign(domain: u32, host: u32, slot: u32, flags: AssignFlags) -> Result<(), Status> {
+    let arguments = [domain.into(), host.into(), slot.into(), flags.bits(), 0];
+    status(call(Function::PciAssign.id(), arguments)[0])
+}
+
+/// Takes the function at `slot` away from a domain.
+pub fn pci_unassign(domain: u32, slot: u32) -> Result<(), Status> {
+    let arguments = [domain.into(), slot.into(), 0, 0, 0];
+    status(call(Function::PciUnassign.id(), arguments)[0])
 }

@@ -240,6 +240,28 @@ pub(super) fn features() -> Outcome {
     Ok(())
 }
 
+/// This domain is not the control domain, so it learns nothing from these and changes nothing.
+pub(super) fn control_denied() -> Outcome {
+    if !on_isthmus() {
+        skip!("not on Isthmus");
+    }
+    let denied = Status::Denied.to_register();
+    for function in [
+        Function::DomainFind,
+        Function::DomainInfo,
+        Function::PciInfo,
+        Function::PciAssign,
+        Function::PciUnassign,
+    ] {
+        for arguments in [[0; 5], [1, 0x8, 0x10, 0, 0], [u64::MAX; 5]] {
+            let [x0, x1, x2, x3] = smccc::call(function.id(), arguments);
+            check_eq!(x0, denied, "{function:?} of {arguments:x?}");
+            check_eq!([x1, x2, x3], arguments[..3], "{function:?}: x1 to x3");
+        }
+    }
+    Ok(())
+}
+
 /// This domain has no ioreq server, so it may do nothing with one.
 pub(super) fn ioreq_refused() -> Outcome {
     if !on_isthmus() {

@@ -32,7 +32,7 @@ const TESTS: &[Test] = tests! {
     processor: simd_starts_at_zero;
     firmware: psci_version psci_features psci_migrate affinity_info suspend
               smccc_version smccc_features smccc_preserves smccc_unknown trng
-              uid version features ioreq_refused hvc_immediate smc;
+              uid version features ioreq_refused control_denied hvc_immediate smc;
     processor: id_registers debug_registers performance_monitor set_way zero_block
                timer_virtual timer_physical timer_line timer_offsets;
     interrupts: identification sgi_all priorities preemption mask wfi_masked
