@@ -9,7 +9,7 @@ use vpci::Sbdf;
 
 use crate::model::{
     Backend, Domain, Function, Grant, GuestRange, MAX_FAULTS_MOST, Manifest, Module, Payload, Port,
-    Server,
+    Server, Sriov,
 };
 use crate::{BLOCK, PAGE, RAM_BASE, RAM_LIMIT};
 
@@ -59,6 +59,8 @@ pub enum Item<'m> {
     System,
     /// A module.
     Module(usize, &'m Module),
+    /// A physical function that is to have virtual ones.
+    Sriov(usize, &'m Sriov),
     /// A domain.
     Domain(usize, &'m Domain),
     /// A root port of a domain.
@@ -114,6 +116,10 @@ pub enum Mistake<'m> {
     AffinityTwice(u32),
     /// A pCPU that the machine does not have.
     AffinityBeyond(u32, u32),
+    /// No virtual function, or more than a function can have.
+    Vfs(u32),
+    /// The physical function is named twice.
+    SriovTwice,
     /// A second domain is the control domain.
     ControlTwice(&'m str),
     /// A second domain has the console.
@@ -190,6 +196,16 @@ impl Manifest {
         for (index, module) in self.modules.iter().enumerate() {
             let item = Item::Module(index, module);
             self.check_module(index, module, &mut |field, mistake| {
+                report(Error {
+                    item,
+                    field,
+                    mistake,
+                });
+            });
+        }
+        for (index, sriov) in self.sriov.iter().enumerate() {
+            let item = Item::Sriov(index, sriov);
+            self.check_sriov(index, *sriov, &mut |field, mistake| {
                 report(Error {
                     item,
                     field,
@@ -282,6 +298,17 @@ impl Manifest {
         };
         if let Some(other) = before.clone().find(overlaps) {
             report("file", Mistake::ModuleOverlap(&other.name));
+        }
+    }
+
+    fn check_sriov<'m>(&'m self, index: usize, sriov: Sriov, report: Report<'_, 'm>) {
+        let mut before = self.sriov.iter().take(index);
+        if before.any(|other| other.host == sriov.host) {
+            report("host", Mistake::SriovTwice);
+        }
+        // NumVFs has 16 bits (PCI Express Base Specification, section 9.3.3.7).
+        if !(1..=u32::from(u16::MAX)).contains(&sriov.vfs) {
+            report("vfs", Mistake::Vfs(sriov.vfs));
         }
     }
 
@@ -596,6 +623,7 @@ impl fmt::Display for Item<'_> {
         match self {
             Self::System => Ok(()),
             Self::Module(_, module) => write!(f, "module {}: ", module.name),
+            Self::Sriov(_, sriov) => write!(f, "sriov {}: ", sriov.host),
             Self::Domain(_, domain) => write!(f, "domain {}: ", domain.name),
             Self::Port(_, domain, _, port) => {
                 write!(f, "domain {}: port {}: ", domain.name, port.slot)
@@ -655,6 +683,8 @@ impl fmt::Display for Mistake<'_> {
             Self::AffinityEmpty          => write!(f, "no pCPU is left to run on; name at least one, or leave the field out for all"),
             Self::AffinityTwice(cpu)     => write!(f, "pCPU {cpu} is named twice; name it once"),
             Self::AffinityBeyond(cpu, pcpus) => write!(f, "there is no pCPU {cpu}; write numbers below {pcpus}"),
+            Self::Vfs(_)                 => write!(f, "write a number from 1 to {}", u16::MAX),
+            Self::SriovTwice             => write!(f, "the function is named already; name it once"),
             Self::ControlTwice(other)    => write!(f, "domain {other} is the control domain already; leave one of the two"),
             Self::ConsoleTwice(other)    => write!(f, "domain {other} has the console already; leave one of the two"),
             Self::NoHostBridge           => write!(f, "the domain has no host bridge to put a function below; write host_bridge = true"),

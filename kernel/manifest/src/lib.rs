@@ -28,7 +28,7 @@ mod write;
 pub use check::{Error, Item, Machine, Mistake};
 pub use model::{
     Backend, Domain, Function, Grant, GuestRange, MAX_FAULTS_DEFAULT, MAX_FAULTS_MOST, Manifest,
-    Module, PRIORITY_DEFAULT, Payload, Port, Server,
+    Module, PRIORITY_DEFAULT, Payload, Port, Server, Sriov,
 };
 pub use read::ReadError;
 

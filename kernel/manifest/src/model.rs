@@ -19,6 +19,8 @@ pub const MAX_FAULTS_MOST: u32 = 100_000;
 pub struct Manifest {
     /// What the image holds besides the hypervisor.
     pub modules: Vec<Module>,
+    /// The physical functions that are to have virtual ones.
+    pub sriov: Vec<Sriov>,
     /// The domains to make, in that order.
     pub domains: Vec<Domain>,
 }
@@ -32,6 +34,15 @@ pub struct Module {
     pub offset: u64,
     /// How many bytes it has.
     pub size: u64,
+}
+
+/// Virtual functions that the hypervisor enables (PCI Express Base Specification, section 9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sriov {
+    /// The physical function.
+    pub host: Sbdf,
+    /// How many virtual ones it is to have.
+    pub vfs: u32,
 }
 
 /// A domain.

@@ -13,7 +13,7 @@ use vpci::Sbdf;
 use crate::COMPATIBLE;
 use crate::model::{
     Backend, Domain, Function, Grant, GuestRange, Manifest, Module, PRIORITY_DEFAULT, Payload,
-    Port, Server,
+    Port, Server, Sriov,
 };
 
 /// Why a device tree is not a manifest.
@@ -77,6 +77,7 @@ impl Manifest {
         for node in root.children() {
             match node.name() {
                 "modules" => read_modules(node, &mut manifest.modules)?,
+                "sriov" => read_sriov(node, &mut manifest.sriov)?,
                 "domains" => read_domains(node, &mut manifest.domains)?,
                 _ => return Err(ReadError::UnknownNode(node)),
             }
@@ -105,6 +106,23 @@ fn read_modules<'t>(list: Node<'t>, modules: &mut Vec<Module>) -> Result<'t, ()>
             size: place.size,
         };
         push(modules, module)?;
+    }
+    Ok(())
+}
+
+fn read_sriov<'t>(list: Node<'t>, sriov: &mut Vec<Sriov>) -> Result<'t, ()> {
+    known(list, &[])?;
+    for node in list.children() {
+        if node.base_name() != "function" {
+            return Err(ReadError::UnknownNode(node));
+        }
+        known(node, &["host", "vfs"])?;
+        leaf(node)?;
+        let entry = Sriov {
+            host: number(node, "host")?.into(),
+            vfs: number(node, "vfs")?,
+        };
+        push(sriov, entry)?;
     }
     Ok(())
 }

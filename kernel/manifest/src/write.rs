@@ -31,6 +31,16 @@ impl Manifest {
             tree.end()?;
         }
         tree.end()?;
+        if !self.sriov.is_empty() {
+            tree.begin("sriov")?;
+            for (index, sriov) in self.sriov.iter().enumerate() {
+                tree.begin(&format!("function@{index:x}"))?;
+                tree.u32("host", sriov.host.into())?;
+                tree.u32("vfs", sriov.vfs)?;
+                tree.end()?;
+            }
+            tree.end()?;
+        }
         tree.begin("domains")?;
         for (index, domain) in self.domains.iter().enumerate() {
             tree.begin(&format!("domain@{index:x}"))?;

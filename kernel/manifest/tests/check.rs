@@ -2,6 +2,7 @@
 
 use manifest::{
     Backend, Domain, Function, Grant, GuestRange, Machine, Manifest, Module, Payload, Port, Server,
+    Sriov,
 };
 use vpci::Sbdf;
 
@@ -96,6 +97,10 @@ fn system() -> Manifest {
             module("virtio-blk", 48 * MIB, 0x123),
             module("contents", 64 * MIB, 16 * MIB),
         ],
+        sriov: vec![Sriov {
+            host: sbdf("01:00.0"),
+            vfs: 2,
+        }],
         domains: vec![linux, disk],
     }
 }
@@ -166,6 +171,9 @@ fn an_impossible_system_is_refused_with_place_and_mend() {
         (|m| m.domains[0].affinity = Some(vec![4]), "domain linux: affinity: there is no pCPU 4; write numbers below 4"),
         (|m| m.domains[0].control = true, "domain disk: control: domain linux is the control domain already; leave one of the two"),
         (|m| m.domains[1].console = true, "domain disk: console: domain linux has the console already; leave one of the two"),
+        (|m| m.sriov[0].vfs = 0, "sriov 0000:01:00.0: vfs: write a number from 1 to 65535"),
+        (|m| m.sriov[0].vfs = 0x1_0000, "sriov 0000:01:00.0: vfs: write a number from 1 to 65535"),
+        (|m| { let s = m.sriov[0]; m.sriov.push(s) }, "sriov 0000:01:00.0: host: the function is named already; name it once"),
         (|m| m.domains[0].payload = Payload::Kernel("no".into()), "domain linux: kernel: there is no module no; name one that is in the image"),
         (|m| m.domains[0].payload = Payload::Firmware("no".into()), "domain linux: firmware: there is no module no; name one that is in the image"),
         (|m| m.domains[0].initrd = Some("no".into()), "domain linux: initrd: there is no module no; name one that is in the image"),

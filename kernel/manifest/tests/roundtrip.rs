@@ -3,6 +3,7 @@
 use dt::{Tree, Writer};
 use manifest::{
     Backend, Domain, Function, Grant, GuestRange, Machine, Manifest, Module, Payload, Port, Server,
+    Sriov,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -123,9 +124,20 @@ fn domain() -> impl Strategy<Value = Domain> {
     })
 }
 
+fn sriov() -> impl Strategy<Value = Sriov> {
+    (any::<u32>(), any::<u32>()).prop_map(|(host, vfs)| Sriov {
+        host: host.into(),
+        vfs,
+    })
+}
+
 fn manifest() -> impl Strategy<Value = Manifest> {
-    (vec(module(), 0..4), vec(domain(), 0..4))
-        .prop_map(|(modules, domains)| Manifest { modules, domains })
+    let lists = (vec(module(), 0..4), vec(sriov(), 0..3), vec(domain(), 0..4));
+    lists.prop_map(|(modules, sriov, domains)| Manifest {
+        modules,
+        sriov,
+        domains,
+    })
 }
 
 /// Returns whether the bytes are a tree that is a manifest, after checking that manifest.
@@ -217,6 +229,36 @@ fn what_the_binding_does_not_know_is_refused_with_its_place() {
         assert_eq!(error, *expected);
     }
     assert!(is_manifest(&by_hand(|t| t.string("kernel", "k"))));
+}
+
+#[test]
+#[rustfmt::skip]
+fn virtual_functions_have_a_host_and_a_number() {
+    type Extra = fn(&mut Writer) -> Result<(), dt::WriteError>;
+    let cases: &[(Extra, &str)] = &[
+        (|t| t.begin("function@0").and_then(|()| t.u32("vfs", 2)),   "/sriov/function@0: host is missing"),
+        (|t| t.begin("function@0").and_then(|()| t.u32("host", 2)),  "/sriov/function@0: vfs is missing"),
+        (|t| t.begin("function@0").and_then(|()| t.flag("vfs")),     "/sriov/function@0: host is missing"),
+        (|t| t.begin("function@0").and_then(|()| t.u32("offset", 2)), "/sriov/function@0: there is no property offset"),
+        (|t| t.begin("port@0"),                                      "/sriov/port@0: there is no such node"),
+    ];
+    for (extra, expected) in cases {
+        let write = || {
+            let mut tree = Writer::new(&[])?;
+            tree.begin("")?;
+            tree.string("compatible", "isthmus,manifest-1")?;
+            tree.begin("sriov")?;
+            extra(&mut tree)?;
+            tree.end()?;
+            tree.end()?;
+            tree.end()?;
+            tree.finish()
+        };
+        let bytes = write().unwrap();
+        let tree = Tree::parse(&bytes).unwrap();
+        let error = Manifest::read(&tree).unwrap_err().to_string();
+        assert_eq!(error, *expected);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use manifest::{
     BLOCK, Backend, Domain, Function, Grant, GuestRange, Item, Manifest, Module, PAGE,
-    PRIORITY_DEFAULT, Payload, Port, Server,
+    PRIORITY_DEFAULT, Payload, Port, Server, Sriov,
 };
 use toml::Spanned;
 
@@ -59,6 +59,7 @@ impl System {
             },
             lines: qemu::mistakes(self),
         };
+        planner.plan.manifest.sriov = self.tables.machine.sriov.iter().map(sriov).collect();
         planner.grant_modules();
         for domain in &self.tables.domain {
             let domain = planner.domain(domain);
@@ -117,6 +118,7 @@ impl System {
             Item::System if field == "memory" => self.tables.machine.memory.span(),
             Item::System => 0..0,
             Item::Module(index, _) => plan.module_places[index].clone(),
+            Item::Sriov(index, _) => self.tables.machine.sriov[index].place(field),
             Item::Domain(index, _) => domain(index).place(field),
             Item::Port(index, _, at, _) => domain(index).port[at].place(field),
             Item::Function(index, _, at, _) => domain(index).pci[at].place(field),
@@ -151,6 +153,15 @@ impl system::Port {
         match field {
             "bus" => self.bus.span(),
             _ => self.slot.span(),
+        }
+    }
+}
+
+impl system::Sriov {
+    fn place(&self, field: &str) -> Range<usize> {
+        match field {
+            "vfs" => self.vfs.span(),
+            _ => self.host.span(),
         }
     }
 }
@@ -412,6 +423,13 @@ fn port(port: &system::Port) -> Port {
         slot: port.slot.as_ref().0,
         bus: *port.bus.as_ref(),
         ari: port.ari,
+    }
+}
+
+fn sriov(sriov: &system::Sriov) -> Sriov {
+    Sriov {
+        host: sriov.host.as_ref().0,
+        vfs: *sriov.vfs.as_ref(),
     }
 }
 

@@ -36,6 +36,15 @@ pub(crate) struct Machine {
     pub(crate) qemu: Vec<Spanned<String>>,
     #[serde(default)]
     pub(crate) disk: Vec<Disk>,
+    #[serde(default)]
+    pub(crate) sriov: Vec<Sriov>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sriov {
+    pub(crate) host: Spanned<FunctionName>,
+    pub(crate) vfs: Spanned<u32>,
 }
 
 #[derive(Debug, Deserialize)]

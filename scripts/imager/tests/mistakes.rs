@@ -12,7 +12,7 @@ type Row = (&'static str, &'static str, &'static str);
 const ROWS: &[Row] = &[
     // TOML, keys and types.
     ("pcpus = 4",              "pcpus = ",                   "system.toml:3:9: string values must be quoted, expected literal string"),
-    ("pcpus = 4",              "cpus = 4",                   "system.toml:3:1: unknown key `cpus`, expected one of `pcpus`, `memory`, `cpu`, `qemu`, `disk`"),
+    ("pcpus = 4",              "cpus = 4",                   "system.toml:3:1: unknown key `cpus`, expected one of `pcpus`, `memory`, `cpu`, `qemu`, `disk`, `sriov`"),
     ("pcpus = 4",              "",                           "system.toml:2:1: [machine] lacks `pcpus`; add it"),
     ("pcpus = 4",              "pcpus = \"4\"",              "system.toml:3:9: invalid type: string \"4\", expected a number, 0 or more"),
     ("pcpus = 4",              "pcpus = -4",                 "system.toml:3:9: invalid value: integer `-4`, expected a number, 0 or more"),
@@ -47,6 +47,12 @@ const ROWS: &[Row] = &[
     ("file=@nvme0.img",        "file=@nvme1.img",            "system.toml:5:19: qemu: there is no disk \"nvme1.img\"; add [[machine.disk]] with that name"),
     ("name = \"nvme0.img\"",   "name = \"a/b\"",             "system.toml:8:8: disk: \"a/b\" is not a file's name; write letters, digits, '-', '_' and '.'\nsystem.toml:5:19: qemu: there is no disk \"nvme0.img\"; add [[machine.disk]] with that name"),
     ("[[domain]]",             "[[machine.disk]]\nname = \"nvme0.img\"\nsize = \"1M\"\n[[domain]]", "system.toml:12:8: disk: nvme0.img is there already; choose another name"),
+    ("[[domain]]",             "[[machine.sriov]]\nhost = \"01:00.0\"\nvfs = 0\n[[domain]]", "system.toml:13:7: sriov 0000:01:00.0: vfs: write a number from 1 to 65535"),
+    ("[[domain]]",             "[[machine.sriov]]\nhost = \"01:00.0\"\nvfs = 65536\n[[domain]]", "system.toml:13:7: sriov 0000:01:00.0: vfs: write a number from 1 to 65535"),
+    ("[[domain]]",             "[[machine.sriov]]\nhost = \"01:00.0\"\n[[domain]]", "system.toml:11:1: [[machine.sriov]] lacks `vfs`; add it"),
+    ("[[domain]]",             "[[machine.sriov]]\nvfs = 2\n[[domain]]", "system.toml:11:1: [[machine.sriov]] lacks `host`; add it"),
+    ("[[domain]]",             "[[machine.sriov]]\nhost = \"igb\"\nvfs = 2\n[[domain]]", "system.toml:12:8: \"igb\" is not a PCI function: not of the form 0000:00:1f.3 or 00:1f.3; write it as lspci does, such as \"00:01.0\""),
+    ("[[domain]]",             "[[machine.sriov]]\nhost = \"01:00.0\"\nvfs = 2\n[[machine.sriov]]\nhost = \"01:00.0\"\nvfs = 1\n[[domain]]", "system.toml:15:8: sriov 0000:01:00.0: host: the function is named already; name it once"),
     // Files.
     ("debian:vmlinuz",         "vmlinux",                    "system.toml:15:10: vmlinux: vmlinux: No such file or directory (os error 2); write a path that starts at the system file's folder"),
     ("debian:vmlinuz",         "elf",                        "system.toml:15:10: elf is an ELF file; make a raw binary of it with llvm-objcopy"),
