@@ -126,6 +126,8 @@ pub(crate) const DEVICE_STATUS: u16 = 0x0a;
 /// Link Capabilities, and Link Status.
 pub(crate) const LINK_CAPABILITIES: u16 = 0x0c;
 pub(crate) const LINK_STATUS: u16 = 0x12;
+/// Device Capabilities 2, from version 2 of the capability on.
+pub(crate) const DEVICE_CAPABILITIES_2: u16 = 0x24;
 /// Device Control 2, from version 2 of the capability on.
 pub(crate) const DEVICE_CONTROL_2: u16 = 0x28;
 /// Device Control: initiate a function level reset.

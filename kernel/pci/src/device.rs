@@ -7,7 +7,8 @@ use core::ops::Range;
 use vpci::{BarIndex, BarInfo, BarKind, BusAddress, BusRange, Sbdf};
 
 use crate::capability::{Acs, Capabilities, Express, PortKind};
-use crate::config::header;
+use crate::config::{ConfigSpace, Function, header};
+use crate::sriov::{Sriov, Virtual, VirtualProblem};
 
 /// Where a BAR was placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,16 @@ pub struct Placement {
     pub bus: BusAddress,
     /// In the machine's physical memory.
     pub host: u64,
+}
+
+impl Placement {
+    /// Returns the place so many bytes further on.
+    pub(crate) fn ahead(self, bytes: u64) -> Option<Self> {
+        Some(Self {
+            bus: BusAddress::new(self.bus.get().checked_add(bytes)?),
+            host: self.host.checked_add(bytes)?,
+        })
+    }
 }
 
 /// A base address register.
@@ -65,6 +76,39 @@ impl Bar {
             size,
             host,
         })
+    }
+}
+
+impl Bar {
+    /// Writes where it was placed to its register, which is at `offset`.
+    pub(crate) fn write<C: ConfigSpace + ?Sized>(&self, function: Function<'_, C>, offset: u16) {
+        let address = self.placement.map_or(0, |placement| placement.bus.get());
+        let [b0, b1, b2, b3, upper @ ..] = address.to_le_bytes();
+        function.write32(offset, u32::from_le_bytes([b0, b1, b2, b3]));
+        if self.kind == BarKind::Memory64 {
+            function.write32(offset + 4, u32::from_le_bytes(upper));
+        }
+    }
+
+    /// Returns whether its register, at `offset`, holds where it was placed.
+    pub(crate) fn is_written<C: ConfigSpace + ?Sized>(
+        &self,
+        function: Function<'_, C>,
+        offset: u16,
+    ) -> bool {
+        let address = self.placement.map_or(0, |placement| placement.bus.get());
+        let mask = match self.kind {
+            BarKind::Io => !3,
+            BarKind::Memory32 | BarKind::Memory64 => !15,
+            // The enable bit counts: it has to be off.
+            BarKind::Rom => header::ROM_ADDRESS | header::ROM_ENABLE,
+        };
+        let low = u64::from(function.read32(offset) & mask);
+        let high = match self.kind {
+            BarKind::Memory64 => u64::from(function.read32(offset + 4)),
+            BarKind::Io | BarKind::Memory32 | BarKind::Rom => 0,
+        };
+        high << 32 | low == address
     }
 }
 
@@ -124,6 +168,10 @@ pub struct Device {
     pub express: Option<Express>,
     /// What of access control services it has, and what is on.
     pub acs: Acs,
+    /// Its virtual functions, if it has some that are wanted.
+    pub sriov: Option<Sriov>,
+    /// Which virtual function it is, if it is one.
+    pub virtual_function: Option<Virtual>,
     /// The bridge above; `None` on the root bus.
     pub parent: Option<usize>,
     /// Whether all its memory BARs are placed, and so are those of the bridges above. A function
@@ -144,6 +192,24 @@ impl Device {
         match &mut self.header {
             Header::Bridge(bridge) => Some(bridge),
             Header::Endpoint | Header::Other(_) => None,
+        }
+    }
+
+    /// Returns whether it is a virtual function of `physical`.
+    pub fn virtual_of(&self, physical: Sbdf) -> bool {
+        self.virtual_function
+            .is_some_and(|own| own.physical == physical)
+    }
+
+    /// Returns whether the function answers to config accesses. The Vendor ID of a virtual function
+    /// reads as all ones (section 9.3.4.1.1), its class does not.
+    pub(crate) fn answers<C: ConfigSpace + ?Sized>(&self, function: Function<'_, C>) -> bool {
+        match self.virtual_function {
+            None => {
+                function.read16(header::VENDOR_ID) == self.vendor
+                    && function.read16(header::DEVICE_ID) == self.device
+            }
+            Some(_) => function.read32(header::REVISION_AND_CLASS) != u32::MAX,
         }
     }
 
@@ -212,6 +278,8 @@ pub enum Problem {
     },
     /// A header that the specification does not know.
     BadHeader(Sbdf),
+    /// The virtual functions of this one are not there, or one of them.
+    Virtual(Sbdf, VirtualProblem),
 }
 
 impl fmt::Display for Problem {
@@ -229,6 +297,7 @@ impl fmt::Display for Problem {
             }
             Self::BadBar { sbdf, bar } => write!(f, "{sbdf}: {bar} is of no known kind"),
             Self::BadHeader(sbdf) => write!(f, "{sbdf}: disabled, its header is of no known type"),
+            Self::Virtual(sbdf, problem) => write!(f, "{sbdf}: virtual functions: {problem}"),
         }
     }
 }

@@ -7,12 +7,14 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use vpci::{BarIndex, BarKind, Sbdf};
+use vpci::{BarIndex, BarKind, Offset, Sbdf};
 
 use crate::capability::{Acs, Capabilities, Express, PortKind};
 use crate::config::{ConfigSpace, Function, bridge, header};
 use crate::device::{BARS, Bar, Bridge, Device, Header, Hierarchy, Problem};
 use crate::place::{HostBridge, place};
+use crate::reset::Method;
+use crate::sriov::{self, Sriov, Virtual, VirtualProblem, Wanted};
 use crate::{OutOfMemory, push};
 
 /// MSI Enable and MSI-X Enable in their Message Control (sections 7.7.1.2, 7.7.2.2).
@@ -28,24 +30,56 @@ pub fn enumerate<C: ConfigSpace + ?Sized>(
     config: &C,
     host: &HostBridge,
 ) -> Result<Hierarchy, OutOfMemory> {
+    enumerate_with(config, host, &[], &mut |_| {})
+}
+
+/// Does the same, and enables virtual functions; `wait` waits for some milliseconds.
+///
+/// Their physical functions are reset before, if they can be. What is wanted and cannot be had is one of
+/// the hierarchy's problems.
+pub fn enumerate_with<C: ConfigSpace + ?Sized>(
+    config: &C,
+    host: &HostBridge,
+    wanted: &[Wanted],
+    wait: &mut dyn FnMut(u32),
+) -> Result<Hierarchy, OutOfMemory> {
     let mut scan = Scan {
         config,
         host,
+        wanted,
+        wait,
         found: Hierarchy::default(),
         last_bus: host.first_bus,
     };
     scan.run()?;
-    let mut found = scan.found;
+    let Scan {
+        mut found, wait, ..
+    } = scan;
+    for wanted in wanted {
+        let is_physical =
+            |device: &Device| device.capabilities.sriov.is_some() && device.bridge().is_none();
+        if !found.find(wanted.physical).is_some_and(is_physical) {
+            let problem = Problem::Virtual(wanted.physical, VirtualProblem::NotPhysical);
+            push(&mut found.problems, problem)?;
+        }
+    }
     place(&mut found, host)?;
     for index in 0..found.devices.len() {
-        found.restore(config, index);
+        found.start(config, index, wait)?;
     }
     Ok(found)
 }
 
+/// How often a virtual function is looked for, and after which time it is broken (section 9.3.3.3.1), in
+/// milliseconds.
+const POLL: u32 = 10;
+const READY: u32 = 1000;
+
 struct Scan<'a, C: ?Sized> {
     config: &'a C,
     host: &'a HostBridge,
+    wanted: &'a [Wanted],
+    wait: &'a mut dyn FnMut(u32),
     found: Hierarchy,
     last_bus: u8,
 }
@@ -144,7 +178,108 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
                 }
             }
         }
+        for index in first..self.found.devices.len() {
+            self.add_virtual(first, index)?;
+        }
+        let on_bus = self.found.devices.get_mut(first..).unwrap_or_default();
+        on_bus.sort_unstable_by_key(|device| device.sbdf);
         Ok(first..self.found.devices.len())
+    }
+
+    /// Adds the virtual functions that are wanted of a function behind those of its bus, which start at
+    /// `first`.
+    fn add_virtual(&mut self, first: usize, index: usize) -> Result<(), OutOfMemory> {
+        let Some(device) = self.found.devices.get(index) else {
+            return Ok(());
+        };
+        let (sbdf, offset) = (device.sbdf, device.capabilities.sriov);
+        let wanted = self.wanted.iter().find(|wanted| wanted.physical == sbdf);
+        let (Some(offset), Some(&wanted), Header::Endpoint) = (offset, wanted, &device.header)
+        else {
+            return Ok(());
+        };
+        match self.set_up_virtual(first, index, offset, wanted)? {
+            Ok(()) => Ok(()),
+            Err(problem) => push(&mut self.found.problems, Problem::Virtual(sbdf, problem)),
+        }
+    }
+
+    fn set_up_virtual(
+        &mut self,
+        first: usize,
+        index: usize,
+        offset: Offset,
+        wanted: Wanted,
+    ) -> Result<Result<(), VirtualProblem>, OutOfMemory> {
+        let physical = wanted.physical;
+        let function = Function::new(self.config, physical);
+        let Some(device) = self.found.devices.get(index) else {
+            return Ok(Ok(()));
+        };
+        let (vendor, class, parent) = (device.vendor, device.class, device.parent);
+        let has_ari = device.capabilities.ari.is_some();
+        let port = parent.and_then(|parent| self.found.devices.get_mut(parent));
+        let on_link = port.as_ref().is_some_and(|port| {
+            matches!(
+                port.port(),
+                Some(PortKind::RootPort | PortKind::DownstreamPort)
+            )
+        });
+        let ari = has_ari && port.is_some_and(|port| sriov::forward(self.config, port));
+        let mut set = match Sriov::set_up(function, offset, wanted, ari) {
+            Ok(set) => set,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        let mut last_bus = self.last_bus;
+        for number in 0..set.count {
+            let Some(sbdf) = set.place(physical, number) else {
+                return Ok(Err(VirtualProblem::Place));
+            };
+            let mut others = self.found.devices.iter().skip(first);
+            if others.any(|other| other.sbdf == sbdf) {
+                return Ok(Err(VirtualProblem::Place));
+            }
+            if sbdf.bus() > self.host.last_bus {
+                return Ok(Err(VirtualProblem::NoBus));
+            }
+            let same_bus = sbdf.bus() == physical.bus();
+            if on_link && !ari && same_bus && sbdf.device() != physical.device() {
+                return Ok(Err(VirtualProblem::NoForwarding));
+            }
+            last_bus = last_bus.max(sbdf.bus());
+        }
+        set.bars = self.size_bars(physical, offset.get() + sriov::BAR0, 6)?;
+        if let Some(bar) = set.bars.iter().flatten().find(|bar| !sriov::is_sound(bar)) {
+            return Ok(Err(VirtualProblem::Bar(bar.index)));
+        }
+        self.last_bus = last_bus;
+        for number in 0..set.count {
+            let Some(sbdf) = set.place(physical, number) else {
+                break;
+            };
+            let virtual_function = Virtual { physical, number };
+            let device = Device {
+                sbdf,
+                vendor,
+                device: set.device,
+                class,
+                revision: 0,
+                header: Header::Endpoint,
+                bars: [None; BARS],
+                capabilities: Capabilities::default(),
+                express: None,
+                acs: Acs::default(),
+                sriov: None,
+                virtual_function: Some(virtual_function),
+                parent,
+                usable: true,
+            };
+            push(&mut self.found.devices, device)?;
+        }
+        if let Some(device) = self.found.devices.get_mut(index) {
+            device.sriov = Some(set);
+        }
+        Ok(Ok(()))
     }
 
     /// Returns how many devices the bus below a bridge can have. A link leads to one device; what
@@ -182,6 +317,12 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
             }
         };
         let capabilities = Capabilities::find(function);
+        if let Some(offset) = capabilities.sriov
+            && kind == Header::Endpoint
+            && sriov::disable(function, offset)
+        {
+            (self.wait)(sriov::AFTER_DISABLE);
+        }
         let usable = !matches!(kind, Header::Other(_));
         let device = Device {
             sbdf,
@@ -190,25 +331,32 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
             class,
             revision,
             header: kind,
-            bars: self.size_bars(sbdf, bars)?,
+            bars: self.size_bars(sbdf, header::BAR0, bars)?,
             capabilities,
             express: capabilities
                 .express
                 .map(|offset| Express::read(function, offset)),
             acs: Acs::enable(function, capabilities.acs),
+            sriov: None,
+            virtual_function: None,
             parent,
             usable,
         };
         push(&mut self.found.devices, device)
     }
 
-    /// Finds the sizes of a function's BARs, which it leaves at zero, and of an endpoint's expansion
-    /// ROM. Decode is off.
-    fn size_bars(&mut self, sbdf: Sbdf, count: usize) -> Result<[Option<Bar>; BARS], OutOfMemory> {
+    /// Finds the sizes of a function's BARs, of which the first is at `base` and which it leaves at zero,
+    /// and of an endpoint's expansion ROM. Decode is off.
+    fn size_bars(
+        &mut self,
+        sbdf: Sbdf,
+        base: u16,
+        count: usize,
+    ) -> Result<[Option<Bar>; BARS], OutOfMemory> {
         let mut bars = [None; BARS];
         let mut indices = BarIndex::all().take(count);
         while let Some(index) = indices.next() {
-            match size_bar(Function::new(self.config, sbdf), index, count) {
+            match size_bar(Function::new(self.config, sbdf), base, index, count) {
                 Ok(None) => {}
                 Ok(Some(bar)) => {
                     if bar.kind == BarKind::Memory64 {
@@ -226,7 +374,7 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
                 }
             }
         }
-        if let (6, [.., rom]) = (count, &mut bars) {
+        if let (header::BAR0, 6, [.., rom]) = (base, count, &mut bars) {
             *rom = size_rom(Function::new(self.config, sbdf));
         }
         Ok(bars)
@@ -256,6 +404,7 @@ fn size_rom<C: ConfigSpace + ?Sized>(function: Function<'_, C>) -> Option<Bar> {
 /// Finds the size of a BAR by what sticks of all ones (section 7.5.1.2.1).
 fn size_bar<C: ConfigSpace + ?Sized>(
     function: Function<'_, C>,
+    base: u16,
     index: BarIndex,
     count: usize,
 ) -> Result<Option<Bar>, BadBar> {
@@ -265,7 +414,7 @@ fn size_bar<C: ConfigSpace + ?Sized>(
         function.write32(offset, 0);
         (sticks, function.read32(offset))
     };
-    let offset = header::BAR0 + 4 * u16::from(index.get());
+    let offset = base + 4 * u16::from(index.get());
     // What stays when zeros are written is the kind: functions with BARs of less than 16 bytes are
     // known whose kind bits follow what is written.
     let (low, flags) = probe(offset);
@@ -370,27 +519,99 @@ fn write_buses<C: ConfigSpace + ?Sized>(function: Function<'_, C>, sbdf: Sbdf, b
 }
 
 impl Hierarchy {
+    /// Programs a function that was placed for the first time, its virtual functions too, and finds out
+    /// what a virtual function is, which answers only now.
+    fn start<C: ConfigSpace + ?Sized>(
+        &mut self,
+        config: &C,
+        index: usize,
+        wait: &mut dyn FnMut(u32),
+    ) -> Result<(), OutOfMemory> {
+        let Some(device) = self.devices.get(index) else {
+            return Ok(());
+        };
+        let sbdf = device.sbdf;
+        if device.virtual_function.is_some() {
+            return self.identify(config, index, wait);
+        }
+        let reset = match (device.sriov, device.express) {
+            (Some(_), Some(express)) if express.function_level_reset => {
+                Some(self.reset(index, Method::FunctionLevel(express.offset)))
+            }
+            _ => None,
+        };
+        let Some(reset) = reset else {
+            if self.restore(config, index) {
+                wait(sriov::AFTER_ENABLE);
+            }
+            return Ok(());
+        };
+        if reset.run(config, self, &mut *wait).is_ok() {
+            return Ok(());
+        }
+        if let Some(device) = self.devices.get_mut(index) {
+            device.usable = false;
+        }
+        let problem = Problem::Virtual(sbdf, VirtualProblem::Absent(sbdf));
+        push(&mut self.problems, problem)
+    }
+
+    /// Reads what a virtual function is, as soon as it answers.
+    fn identify<C: ConfigSpace + ?Sized>(
+        &mut self,
+        config: &C,
+        index: usize,
+        wait: &mut dyn FnMut(u32),
+    ) -> Result<(), OutOfMemory> {
+        let Some(device) = self.devices.get_mut(index) else {
+            return Ok(());
+        };
+        let function = Function::new(config, device.sbdf);
+        let mut waited = 0;
+        while device.usable && !device.answers(function) {
+            if waited >= READY {
+                device.usable = false;
+                let physical = device.virtual_function.map(|own| own.physical);
+                let problem = VirtualProblem::Absent(device.sbdf);
+                let problem = Problem::Virtual(physical.unwrap_or(device.sbdf), problem);
+                return push(&mut self.problems, problem);
+            }
+            wait(POLL);
+            waited += POLL;
+        }
+        if !device.usable {
+            return Ok(());
+        }
+        let [revision, class @ ..] = function.read32(header::REVISION_AND_CLASS).to_le_bytes();
+        let [interface, subclass, base] = class;
+        device.class = u32::from_le_bytes([interface, subclass, base, 0]);
+        device.revision = revision;
+        device.capabilities = Capabilities::find(function);
+        let express = device.capabilities.express;
+        device.express = express.map(|offset| Express::read(function, offset));
+        device.acs = Acs::enable(function, device.capabilities.acs);
+        Ok(())
+    }
+
     /// Programs a function as it was found and placed: after enumeration, and again after a reset.
+    /// Returns whether that enabled virtual functions, which then need [`sriov::AFTER_ENABLE`].
     ///
     /// An endpoint stays disabled; a bridge forwards again.
-    pub fn restore<C: ConfigSpace + ?Sized>(&self, config: &C, index: usize) {
+    pub(crate) fn restore<C: ConfigSpace + ?Sized>(&self, config: &C, index: usize) -> bool {
         let Some(device) = self.devices.get(index) else {
-            return;
+            return false;
         };
         let function = Function::new(config, device.sbdf);
         let rom = match &device.header {
             Header::Endpoint => header::ROM_TYPE_0,
             Header::Bridge(_) => bridge::ROM_TYPE_1,
-            Header::Other(_) => return,
+            Header::Other(_) => return false,
         };
-        function.write32(rom, 0);
-        for bar in device.bars.iter().flatten() {
-            let offset = bar.register();
-            let address = bar.placement.map_or(0, |placement| placement.bus.get());
-            let [b0, b1, b2, b3, upper @ ..] = address.to_le_bytes();
-            function.write32(offset, u32::from_le_bytes([b0, b1, b2, b3]));
-            if bar.kind == BarKind::Memory64 {
-                function.write32(offset + 4, u32::from_le_bytes(upper));
+        // A virtual function has its BARs in its physical one, and no ROM.
+        if device.virtual_function.is_none() {
+            function.write32(rom, 0);
+            for bar in device.bars.iter().flatten() {
+                bar.write(function, bar.register());
             }
         }
         if let Some(express) = device.express {
@@ -406,30 +627,19 @@ impl Hierarchy {
                 function.write16(header::COMMAND, on);
             }
         }
+        device.sriov.is_some_and(|sriov| sriov.enable(function))
     }
 
-    /// Returns whether a function holds what `restore` wrote, and its MSIs are off.
+    /// Returns whether a function holds what `restore` wrote, its MSIs are off, and its virtual functions
+    /// are enabled.
     pub(crate) fn is_restored<C: ConfigSpace + ?Sized>(&self, config: &C, index: usize) -> bool {
         let Some(device) = self.devices.get(index) else {
             return false;
         };
         let function = Function::new(config, device.sbdf);
-        let bars = device.bars.iter().flatten().all(|bar| {
-            let offset = bar.register();
-            let address = bar.placement.map_or(0, |placement| placement.bus.get());
-            let mask = match bar.kind {
-                BarKind::Io => !3,
-                BarKind::Memory32 | BarKind::Memory64 => !15,
-                // The enable bit counts: it has to be off.
-                BarKind::Rom => header::ROM_ADDRESS | header::ROM_ENABLE,
-            };
-            let low = u64::from(function.read32(offset) & mask);
-            let high = match bar.kind {
-                BarKind::Memory64 => u64::from(function.read32(offset + 4)),
-                BarKind::Io | BarKind::Memory32 | BarKind::Rom => 0,
-            };
-            high << 32 | low == address
-        });
+        let mut bars = device.bars.iter().flatten();
+        let bars = device.virtual_function.is_some()
+            || bars.all(|bar| bar.is_written(function, bar.register()));
         let off = |offset: Option<vpci::Offset>, enable: u16| {
             offset.is_none_or(|offset| function.read16(offset.get() + 2) & enable == 0)
         };
@@ -437,7 +647,8 @@ impl Hierarchy {
             .capabilities
             .acs
             .is_none_or(|offset| function.read16(offset.get() + 6) == device.acs.enabled);
-        bars && off(device.capabilities.msi, MSI_ENABLE)
+        bars && device.sriov.is_none_or(|sriov| sriov.is_enabled(function))
+            && off(device.capabilities.msi, MSI_ENABLE)
             && off(device.capabilities.msix, MSIX_ENABLE)
             && acs
             && device.bridge().is_none_or(|bridge| bridge.holds(function))

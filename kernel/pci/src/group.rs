@@ -148,9 +148,25 @@ impl Groups {
 
     /// Joins a function with the one before it, if they are of one device and either lacks what
     /// keeps them apart.
+    ///
+    /// A virtual function without access control services has no way to its siblings: those of an SR-IOV
+    /// device that could send to each other have the capability (section 6.12.1.2). One that has it, and
+    /// does not redirect, goes with its physical function.
     fn join_siblings(&mut self, found: &Hierarchy, index: usize, device: &Device) {
-        let before = index
-            .checked_sub(1)
+        if let Some(own) = device.virtual_function {
+            let has_acs = device.capabilities.acs.is_some();
+            if has_acs
+                && !device.acs.isolates_function(has_acs)
+                && let Some(physical) = found.position(own.physical)
+            {
+                self.join(physical, index, Reason::MultiFunction(own.physical));
+            }
+            return;
+        }
+        let earlier = found.devices.get(..index).unwrap_or_default();
+        let before = earlier
+            .iter()
+            .rposition(|other| other.virtual_function.is_none())
             .and_then(|before| Some((before, found.devices.get(before)?)));
         let isolated = |device: &Device| match device.port() {
             Some(PortKind::RootPort | PortKind::DownstreamPort) => device.acs.isolates_port(),

@@ -426,6 +426,8 @@ mod tests {
                 control_2: None,
             }),
             acs: Acs::default(),
+            sriov: None,
+            virtual_function: None,
             parent,
             usable: true,
         }

@@ -4,7 +4,8 @@
 //! walks everything below a host bridge and sets them anew. What it finds is a [`Hierarchy`]: the
 //! functions in ascending order of their names, each with its capabilities, BARs and parent. From
 //! that follow the requester IDs that reach the SMMU and the ITS, the groups of functions that
-//! cannot be kept apart, and the way in which a function is reset.
+//! cannot be kept apart, and the way in which a function is reset. Virtual functions that are wanted
+//! are enabled and found with the others.
 //!
 //! Pure logic: config space is reached through [`ConfigSpace`], and time passes at the caller's.
 #![no_std]
@@ -23,17 +24,19 @@ mod map;
 mod owners;
 mod place;
 mod reset;
+mod sriov;
 
 pub use capability::{Acs, Capabilities, Express, PortKind};
 pub use config::{ConfigSpace, Function};
 pub use device::{Bar, Bridge, Device, Header, Hierarchy, Placement, Problem, Word, kept_by_reset};
-pub use enumerate::enumerate;
+pub use enumerate::{enumerate, enumerate_with};
 pub use group::{Groups, Reason};
 pub use intx::{InterruptMap, Pin, Widths, Wire, probe_pin};
 pub use map::{MapError, RidMap};
 pub use owners::{ClaimError, Claimed, Owner, Owners, Wish};
 pub use place::{HostBridge, Window};
 pub use reset::{Method, Progress, Reset, ResetError};
+pub use sriov::{Sriov, Virtual, VirtualProblem, Wanted};
 
 /// There is no memory to note what was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

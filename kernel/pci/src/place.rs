@@ -5,14 +5,16 @@
 //! are added up from the leaves to the root, largest alignment first, so that next to nothing is
 //! lost between them; then places are handed out from the root to the leaves. When something does
 //! not fit, the BAR in question tries the other kind of window, or its function is left out, and all
-//! is added up anew. Expansion ROMs get what is left then.
+//! is added up anew. Expansion ROMs get what is left then. The BARs of a physical function's virtual
+//! ones are one piece, aligned as one of them is.
 
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use vpci::{BarIndex, BarKind, BusAddress, BusRange};
 
-use crate::device::{Device, Hierarchy, Placement, Problem};
+use crate::device::{BARS, Device, Hierarchy, Placement, Problem};
+use crate::sriov::VirtualProblem;
 use crate::{OutOfMemory, push};
 
 /// Functions never share a page.
@@ -90,15 +92,20 @@ impl Pool {
     }
 }
 
-/// A memory BAR, or an expansion ROM, on its way to a place.
+/// A memory BAR, all of a physical function's virtual ones, or an expansion ROM, on its way to a place.
 struct Slot {
     device: usize,
+    /// Its number; from `VIRTUAL` on it is one of SR-IOV.
     bar: usize,
     size: u64,
+    align: u64,
     pool: Pool,
     other: Option<Pool>,
     address: u64,
 }
+
+/// Where the numbers of SR-IOV's BARs start, behind those of a header.
+const VIRTUAL: usize = BARS;
 
 /// A bridge's window on its way to a place.
 #[derive(Clone, Copy, Default)]
@@ -138,6 +145,7 @@ pub(crate) fn place(found: &mut Hierarchy, host: &HostBridge) -> Result<(), OutO
     }
     plan.hand_out(&found.devices)?;
     plan.apply(&mut found.devices, host);
+    place_virtual(found);
     Ok(())
 }
 
@@ -164,7 +172,16 @@ impl Plan {
                     .above(device)
                     .all(|above| above.bridge().is_some_and(|b| b.wide))
             };
-            for (bar_index, bar) in device.bars.iter().enumerate() {
+            // Each virtual function has a BAR behind the one's before it.
+            let bars = device.bars.iter().zip(core::iter::repeat(1));
+            let sriov = device.sriov.iter();
+            let sriov = sriov.flat_map(|sriov| {
+                sriov
+                    .bars
+                    .iter()
+                    .zip(core::iter::repeat(sriov.count.into()))
+            });
+            for (bar_index, (bar, count)) in bars.chain(sriov).enumerate() {
                 let Some(bar) = bar.filter(|bar| !matches!(bar.kind, BarKind::Io | BarKind::Rom))
                 else {
                     continue;
@@ -178,13 +195,14 @@ impl Plan {
                 } else {
                     (Pool::Memory, None)
                 };
-                let size = bar.size.max(PAGE);
+                let align = bar.size.max(PAGE);
                 push(
                     &mut slots,
                     Slot {
                         device: index,
                         bar: bar_index,
-                        size,
+                        size: align.saturating_mul(count),
+                        align,
                         pool,
                         other,
                         address: 0,
@@ -218,6 +236,7 @@ impl Plan {
                     device,
                     bar: ROM,
                     size: rom.size.max(PAGE),
+                    align: rom.size.max(PAGE),
                     pool: Pool::Memory,
                     other: None,
                     address: 0,
@@ -258,15 +277,8 @@ impl Plan {
         let last = self.slots.partition_point(|slot| slot.device < bus.end);
         for (index, slot) in self.slots.iter().enumerate().take(last).skip(first) {
             if slot.pool == pool {
-                let (size, owner) = (slot.size, Owner::Slot(index));
-                push(
-                    &mut self.items,
-                    Item {
-                        size,
-                        align: size,
-                        owner,
-                    },
-                )?;
+                let (size, align, owner) = (slot.size, slot.align, Owner::Slot(index));
+                push(&mut self.items, Item { size, align, owner })?;
             }
         }
         for index in bus {
@@ -447,7 +459,8 @@ impl Plan {
         push(&mut found.problems, Problem::NoSpaceForRom { sbdf, size })
     }
 
-    /// Leaves a function out, and everything below it.
+    /// Leaves a function out, and everything below it; or its virtual functions, if it is one of their
+    /// BARs that does not fit.
     fn leave_out(
         &mut self,
         found: &mut Hierarchy,
@@ -457,6 +470,20 @@ impl Plan {
         let Some(device) = found.devices.get_mut(index) else {
             return Ok(());
         };
+        let physical = device.sbdf;
+        if let Some(number) = bar.checked_sub(VIRTUAL) {
+            let sriov = device.sriov.take();
+            if let Some(bar) = sriov.and_then(|sriov| sriov.bars.get(number).copied()?) {
+                let problem = VirtualProblem::NoSpace(bar.index, bar.size);
+                push(&mut found.problems, Problem::Virtual(physical, problem))?;
+            }
+            self.slots
+                .retain(|slot| slot.device != index || slot.bar < VIRTUAL);
+            for device in &mut found.devices {
+                device.usable &= !device.virtual_of(physical);
+            }
+            return Ok(());
+        }
         if let Some(bar) = device.bars.get(bar).copied().flatten() {
             let problem = Problem::NoSpace {
                 sbdf: device.sbdf,
@@ -465,11 +492,22 @@ impl Plan {
             };
             push(&mut found.problems, problem)?;
         }
+        // Its virtual functions go out with it.
+        let left = core::mem::take(&mut device.sriov).is_some();
+        for device in found.devices.iter_mut().filter(|_| left) {
+            device.usable &= !device.virtual_of(physical);
+        }
+        let Some(device) = found.devices.get_mut(index) else {
+            return Ok(());
+        };
         let below = device.bridge().map_or(0..0, |bridge| bridge.below.clone());
         let out = |device| device == index || below.contains(&device);
         self.slots.retain(|slot| !out(slot.device));
         for (index, device) in found.devices.iter_mut().enumerate() {
-            device.usable &= !out(index);
+            if out(index) {
+                device.usable = false;
+                device.sriov = None;
+            }
         }
         Ok(())
     }
@@ -477,8 +515,15 @@ impl Plan {
     /// Notes the places.
     fn apply(&self, devices: &mut [Device], host: &HostBridge) {
         for slot in &self.slots {
-            let bars = devices.get_mut(slot.device).map(|device| &mut device.bars);
-            if let Some(Some(bar)) = bars.and_then(|bars| bars.get_mut(slot.bar)) {
+            let Some(device) = devices.get_mut(slot.device) else {
+                continue;
+            };
+            let bar = match (slot.bar.checked_sub(VIRTUAL), &mut device.sriov) {
+                (None, _) => device.bars.get_mut(slot.bar),
+                (Some(number), Some(sriov)) => sriov.bars.get_mut(number),
+                (Some(_), None) => None,
+            };
+            if let Some(Some(bar)) = bar {
                 bar.placement = placement(slot.address, host);
             }
         }
@@ -490,6 +535,17 @@ impl Plan {
                 bridge.memory = range(memory);
                 bridge.prefetchable = range(prefetchable);
             }
+        }
+    }
+}
+
+/// Gives virtual functions the BARs that follow from their physical function's.
+fn place_virtual(found: &mut Hierarchy) {
+    for index in 0..found.devices.len() {
+        let own = found.devices.get(index).and_then(|d| d.virtual_function);
+        let sriov = own.and_then(|own| found.find(own.physical)?.sriov);
+        if let (Some(own), Some(sriov), Some(device)) = (own, sriov, found.devices.get_mut(index)) {
+            device.bars = sriov.bars_of(own.number);
         }
     }
 }

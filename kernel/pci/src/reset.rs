@@ -22,6 +22,7 @@ use crate::capability::{
 };
 use crate::config::{ConfigSpace, Function, bridge, header};
 use crate::device::{Device, Header, Hierarchy};
+use crate::sriov::AFTER_ENABLE;
 
 /// How a function can be reset, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +46,8 @@ pub enum ResetError {
     NotReady(Sbdf),
     /// Another one came back in its place.
     OtherFunction(Sbdf),
-    /// Its BARs, windows or access control do not hold what was written to them, or MSIs are on.
+    /// Its BARs, windows or access control do not hold what was written to them, its virtual functions are
+    /// not enabled, or MSIs are on.
     NotRestored(Sbdf),
     /// It is a bus master, or decodes addresses, although it was told not to.
     NotQuiet(Sbdf),
@@ -386,7 +388,7 @@ impl Reset {
         {
             let function = Function::new(config, device.sbdf);
             let vendor = function.read16(header::VENDOR_ID);
-            if vendor != device.vendor || function.read16(header::DEVICE_ID) != device.device {
+            if !device.answers(function) {
                 if waited >= READY {
                     return Err(match vendor {
                         header::VENDOR_NONE | header::VENDOR_RETRY => {
@@ -401,8 +403,12 @@ impl Reset {
                 };
                 return Ok(Progress::Wait(POLL));
             }
-            found.restore(config, next);
+            let enabled = found.restore(config, next);
             next += 1;
+            if enabled {
+                self.stage = Stage::Ready { next, waited: 0 };
+                return Ok(Progress::Wait(AFTER_ENABLE));
+            }
         }
         self.verify(config, found, 0)
     }

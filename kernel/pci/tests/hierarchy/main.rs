@@ -3,6 +3,7 @@
 mod ownership;
 mod random;
 mod simulation;
+mod sriov;
 
 use pci::{
     Device, Groups, Header, Hierarchy, HostBridge, Method, PortKind, Problem, Progress, Reason,

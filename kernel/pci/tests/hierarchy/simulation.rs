@@ -10,6 +10,36 @@ use std::fmt;
 use pci::ConfigSpace;
 use vpci::{Offset, Sbdf, Size};
 
+thread_local! {
+    /// Milliseconds that a test has waited.
+    static CLOCK: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Lets time pass.
+pub(crate) fn wait(milliseconds: u32) {
+    CLOCK.set(CLOCK.get() + milliseconds);
+}
+
+/// Returns how much time has passed.
+pub(crate) fn now() -> u32 {
+    CLOCK.get()
+}
+
+/// The virtual functions of a function.
+#[derive(Clone)]
+struct Vfs {
+    /// Where its capability is.
+    at: usize,
+    /// First VF Offset in a hierarchy that is not capable of ARI, and in one that is; and VF Stride.
+    first: [u16; 2],
+    stride: u16,
+    /// What each is.
+    template: Box<Node>,
+    /// Those that are enabled, and since when.
+    enabled: Vec<Node>,
+    since: u32,
+}
+
 /// A function, what of its registers can be written, and what is below it.
 #[derive(Clone)]
 pub(crate) struct Node {
@@ -34,6 +64,7 @@ pub(crate) struct Node {
     link_down: u32,
     /// How often it was reset.
     pub(crate) resets: u32,
+    vfs: Option<Vfs>,
 }
 
 impl fmt::Debug for Node {
@@ -65,6 +96,7 @@ impl Node {
             link: 0,
             link_down: 0,
             resets: 0,
+            vfs: None,
         };
         node.put(0x00, &vendor.to_le_bytes(), 0);
         node.put(0x02, &device.to_le_bytes(), 0);
@@ -220,6 +252,113 @@ impl Node {
         self
     }
 
+    /// Makes a port forward to all functions of the device below it.
+    pub(crate) fn forwards_all(mut self) -> Self {
+        let at = self.express_at();
+        self.space[at + 0x24] |= 0x20;
+        self.writable[at + 0x28] = 0xff;
+        self
+    }
+
+    pub(crate) fn ari(mut self) -> Self {
+        self.extended(0x0e, &[0; 4]);
+        self
+    }
+
+    /// Adds SR-IOV: so many virtual functions at most, of this kind, with a BAR of `size` bytes each.
+    pub(crate) fn sriov(
+        mut self,
+        total: u16,
+        first: [u16; 2],
+        stride: u16,
+        template: Self,
+        size: u64,
+    ) -> Self {
+        let at = self.extended(0x10, &[0; 4]);
+        self.put(at + 0x08, &[0], 0x19);
+        self.put(at + 0x0e, &total.to_le_bytes(), 0);
+        self.put(at + 0x10, &[0; 2], 0xff);
+        self.put(at + 0x1a, &template.word(2).to_le_bytes(), 0);
+        self.put(at + 0x20, &[0; 4], 0xff);
+        let mask = !(size - 1);
+        self.put(at + 0x24, &0xc_u32.to_le_bytes(), 0);
+        self.writable[at + 0x24..at + 0x2c].copy_from_slice(&(mask & !0xf).to_le_bytes());
+        let mut template = template;
+        template.space[0..4].fill(0xff);
+        // What comes behind must not start inside.
+        self.next_extended = 0xf00;
+        self.vfs = Some(Vfs {
+            at,
+            first,
+            stride,
+            template: Box::new(template.finish()),
+            enabled: Vec::new(),
+            since: 0,
+        });
+        self
+    }
+
+    /// Firmware enabled this many of them.
+    pub(crate) fn left_vfs(mut self, count: u16) -> Self {
+        let at = self.vfs.as_ref().expect("SR-IOV").at;
+        self.space[at + 0x10..at + 0x12].copy_from_slice(&count.to_le_bytes());
+        self.space[at + 0x08] = 9;
+        self
+    }
+
+    /// Its virtual functions depend on those of another one.
+    pub(crate) fn dependent(mut self, leader: u8) -> Self {
+        let at = self.vfs.as_ref().expect("SR-IOV").at;
+        self.space[at + 0x12] = leader;
+        self
+    }
+
+    /// Lets its virtual functions go where its registers say so.
+    pub(crate) fn forget_virtual(&mut self) {
+        self.update_vfs();
+    }
+
+    /// Lets offset and stride, and which virtual functions there are, follow the control registers.
+    fn update_vfs(&mut self) {
+        let Some(vfs) = &mut self.vfs else {
+            return;
+        };
+        let word = |at: usize| u16::from_le_bytes([self.space[at], self.space[at + 1]]);
+        let (control, count) = (self.space[vfs.at + 8], word(vfs.at + 0x10));
+        let ari = usize::from(control & 0x10 != 0);
+        // Not valid before there is a number.
+        let (first, stride) = match count {
+            0 => (0, 0),
+            _ => (vfs.first[ari], vfs.stride),
+        };
+        self.space[vfs.at + 0x14..vfs.at + 0x16].copy_from_slice(&first.to_le_bytes());
+        self.space[vfs.at + 0x16..vfs.at + 0x18].copy_from_slice(&stride.to_le_bytes());
+        if control & 1 == 0 {
+            vfs.enabled.clear();
+        } else if vfs.enabled.is_empty() {
+            vfs.enabled = vec![(*vfs.template).clone(); count.into()];
+            vfs.since = now();
+        }
+    }
+
+    /// Returns the virtual function with this requester ID, if that is one of those of this function.
+    fn virtual_function(&mut self, own: u16, rid: u16) -> Option<&mut Node> {
+        let ari = self
+            .vfs
+            .as_ref()
+            .map(|vfs| self.space[vfs.at + 8] & 0x10 != 0)?;
+        let vfs = self.vfs.as_mut()?;
+        let ahead = rid
+            .checked_sub(own)?
+            .checked_sub(vfs.first[usize::from(ari)])?;
+        if ahead % vfs.stride != 0 {
+            return None;
+        }
+        let found = vfs.enabled.get_mut(usize::from(ahead / vfs.stride))?;
+        assert!(now() - vfs.since >= 100, "{rid:#x} is accessed too early");
+        Some(found)
+    }
+
     /// It takes some reads after a reset before it answers.
     pub(crate) fn slow(mut self, reads: u32) -> Self {
         self.slow = reads;
@@ -254,6 +393,11 @@ impl Node {
     fn finish(mut self) -> Self {
         self.power_on = self.space.clone();
         self.power_on[4..6].fill(0);
+        if let Some(vfs) = &self.vfs {
+            self.power_on[vfs.at + 8] = 0;
+            self.power_on[vfs.at + 0x10..vfs.at + 0x12].fill(0);
+        }
+        self.update_vfs();
         self.below = self
             .below
             .into_iter()
@@ -274,6 +418,7 @@ impl Node {
         if let Some(broken) = self.broken {
             broken(self);
         }
+        self.update_vfs();
         self.below.iter_mut().for_each(|(_, node)| node.reset());
     }
 
@@ -309,6 +454,12 @@ impl Node {
             self.space[offset + i] = self.space[offset + i] & !mask | byte & mask;
         }
         let in_access = |at: usize| (offset..offset + size).contains(&at);
+        if let Some(vfs) = &self.vfs
+            && (in_access(vfs.at + 0x10) || in_access(vfs.at + 0x24))
+        {
+            assert_eq!(old[vfs.at + 8] & 1, 0, "VFs are enabled at {offset:#x}");
+        }
+        self.update_vfs();
         if let Some((at, mask, wanted)) = self.reset_by
             && in_access(at)
         {
@@ -328,16 +479,34 @@ impl Node {
         }
     }
 
+    fn kind(&self) -> Option<u8> {
+        let at = (0x40..0xfc).step_by(4).find(|at| self.space[*at] == 0x10)?;
+        Some(self.space[at + 2] >> 4)
+    }
+
+    fn forwards_to_all(&self) -> bool {
+        self.space[self.express_at() + 0x28] & 0x20 != 0
+    }
+
     /// Finds a function on a bus below.
     fn route(&mut self, bus: u8, at: (u8, u8)) -> Option<&mut Node> {
         let (secondary, subordinate) = (self.space[0x19], self.space[0x1a]);
         if self.space[0x0e] & 0x7f != 1 || secondary == 0 || self.space[0x3e] & 0x40 != 0 {
             return None;
         }
-        if bus == secondary {
+        if !(secondary..=subordinate).contains(&bus) {
+            return None;
+        }
+        let is_link = matches!(self.kind(), Some(4 | 6));
+        let all = !is_link || self.forwards_to_all();
+        if bus == secondary && (!is_link || at.0 == 0) && find(&mut self.below, at).is_some() {
             return find(&mut self.below, at);
         }
-        if !(secondary..=subordinate).contains(&bus) {
+        let place = (bus, at);
+        if (bus != secondary || all) && find_virtual(&mut self.below, secondary, place).is_some() {
+            return find_virtual(&mut self.below, secondary, place);
+        }
+        if bus == secondary {
             return None;
         }
         let mut claims = self
@@ -409,6 +578,20 @@ fn decode(bus: &[((u8, u8), Node)], address: u64, path: &mut Vec<(u8, u8)>) -> O
     bar.or_else(|| decode(&node.below, address, path))
 }
 
+/// Finds a virtual function of those on bus `own`.
+fn find_virtual(
+    nodes: &mut [((u8, u8), Node)],
+    own: u8,
+    (bus, at): (u8, (u8, u8)),
+) -> Option<&mut Node> {
+    let rid = |bus: u8, (device, function): (u8, u8)| {
+        u16::from(bus) << 8 | u16::from(device) << 3 | u16::from(function)
+    };
+    nodes
+        .iter_mut()
+        .find_map(|(place, node)| node.virtual_function(rid(own, *place), rid(bus, at)))
+}
+
 fn find(nodes: &mut [((u8, u8), Node)], at: (u8, u8)) -> Option<&mut Node> {
     nodes
         .iter_mut()
@@ -440,8 +623,15 @@ impl Machine {
     pub(crate) fn at<T>(&self, sbdf: Sbdf, view: impl FnOnce(&mut Node) -> T) -> Option<T> {
         let mut root = self.root.borrow_mut();
         let at = (sbdf.device(), sbdf.function());
-        if sbdf.bus() == self.first_bus {
+        if sbdf.bus() == self.first_bus && find(&mut root, at).is_some() {
             return find(&mut root, at).map(view);
+        }
+        let place = (sbdf.bus(), at);
+        if find_virtual(&mut root, self.first_bus, place).is_some() {
+            return find_virtual(&mut root, self.first_bus, place).map(view);
+        }
+        if sbdf.bus() == self.first_bus {
+            return None;
         }
         let mut claims = root
             .iter_mut()
