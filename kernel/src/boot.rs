@@ -78,7 +78,11 @@ extern "C" fn isthmus_main(device_tree: u64, _image: u64) -> ! {
     init_pcpu(cpu);
     open_terminal_interrupt(&tree, machine);
     start_others(machine);
-    physical::init(&tree, aborted);
+    let (manifest, modules) = read_manifest(machine, pack);
+    let wanted = virtual_functions(&manifest);
+    physical::init(&tree, aborted, &wanted, &mut |milliseconds| {
+        wait(machine, milliseconds);
+    });
     let statistics = memory::statistics();
     info!(
         "{} pCPUs, {} MiB of memory, {} MiB free",
@@ -86,7 +90,7 @@ extern "C" fn isthmus_main(device_tree: u64, _image: u64) -> ! {
         (statistics.total * PAGE_SIZE) >> 20,
         (statistics.free * PAGE_SIZE) >> 20
     );
-    make_domains(machine, pack);
+    make_domains(machine, &manifest, modules);
     let stack = or_give_up!(memory::make_stack(0), "pCPU 0");
     // SAFETY: the stack was just made for this pCPU, and nothing on the boot stack is needed again.
     unsafe { entry::switch_stack(stack, run, 0) }
@@ -458,9 +462,9 @@ fn start_others(machine: &'static Machine) {
     }
 }
 
-/// Makes and starts the domains of the manifest.
+/// Reads the manifest; returns the bytes from its first on, too.
 #[cold]
-fn make_domains(machine: &'static Machine, pack: Pack) {
+fn read_manifest(machine: &Machine, pack: Pack) -> (Manifest, &'static [u8]) {
     if pack.len < 40 {
         give_up(format_args!(
             "the image holds no manifest: pack one with scripts/image"
@@ -476,6 +480,23 @@ fn make_domains(machine: &'static Machine, pack: Pack) {
         memory: None,
     };
     or_give_up!(manifest.check(known), "the manifest");
+    (manifest, bytes)
+}
+
+/// Returns the virtual functions that the manifest wants.
+fn virtual_functions(manifest: &Manifest) -> Vec<pci::Wanted> {
+    let wanted = manifest.sriov.iter().filter_map(|sriov| {
+        Some(pci::Wanted {
+            physical: sriov.host,
+            count: u16::try_from(sriov.vfs).ok()?,
+        })
+    });
+    wanted.collect()
+}
+
+/// Makes and starts the domains of the manifest; `bytes` start with it.
+#[cold]
+fn make_domains(machine: &'static Machine, manifest: &Manifest, bytes: &'static [u8]) {
     let module = |name: &str| {
         let module = manifest.module(name)?;
         let start = usize::try_from(module.offset).ok()?;

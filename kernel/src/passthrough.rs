@@ -15,7 +15,7 @@ use kernel::layout;
 use pci::{ClaimError, ResetError};
 use vpci::{
     BarIndex, BarInfo, BarRead, BarWrite, BuildError, BusAddress, BusError, BusRange, Change,
-    ConfigAccess, Effect, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
+    ConfigAccess, Effect, Kind, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
     Upstream, Vendor,
 };
 
@@ -148,6 +148,10 @@ fn claim_error(error: ClaimError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 None => Ok(()),
             }
         }
+        ClaimError::Virtual(other) => write!(
+            f,
+            "its reset would end {other}, which a domain has; take that back first"
+        ),
         ClaimError::NoReset => {
             f.write_str("it cannot be reset; say allow_no_reset to give it all the same")
         }
@@ -164,7 +168,7 @@ impl AssignError {
             Self::Claim(ClaimError::NotUsable) | Self::Build(_) => Status::NotUsable,
             Self::Claim(ClaimError::Busy) | Self::OnItsWay | Self::Resetting => Status::Busy,
             Self::Claim(ClaimError::Taken(_)) => Status::Taken,
-            Self::Claim(ClaimError::Group(..)) => Status::Group,
+            Self::Claim(ClaimError::Group(..) | ClaimError::Virtual(_)) => Status::Group,
             Self::Claim(ClaimError::NoReset) => Status::NoReset,
             Self::NoIommu | Self::NotIsolated | Self::Smmu(_) => Status::NoIommu,
             Self::Slot(BusError::NoMemory) => Status::NoMemory,
@@ -242,6 +246,14 @@ impl Assigned {
             position: port.map_or(Position::RootBus, |_| Position::BelowPort),
             pin: line.map_or(Pin::Hidden, |_| Pin::Shown),
             vendor,
+            kind: match (device.virtual_function, device.sriov) {
+                (Some(_), _) => Kind::Virtual {
+                    vendor: device.vendor,
+                    device: device.device,
+                },
+                (None, Some(_)) => Kind::Physical,
+                (None, None) => Kind::Ordinary,
+            },
         };
         let config_space = pci::Function::new(&physical.config, device.sbdf);
         let model = vpci::Function::new(config_space, &setup).map_err(AssignError::Build)?;

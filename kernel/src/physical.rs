@@ -23,7 +23,8 @@ use dt::{Node, Tree};
 use kernel::layout;
 use kernel::streams::{Fault, Guard, Holder, Second, Translation, Trees};
 use pci::{
-    ConfigSpace, Groups, Header, Hierarchy, HostBridge, Owners, Progress, Reset, ResetError, RidMap,
+    ConfigSpace, Groups, Header, Hierarchy, HostBridge, Owners, Progress, Reset, ResetError,
+    RidMap, Wanted,
 };
 use spin::{Mutex, Once};
 use vpci::{Offset, PhysicalConfig, Sbdf, Size};
@@ -279,11 +280,17 @@ pub(crate) fn abort_dma(tree: &Tree) -> Aborted<'_> {
     )
 }
 
-/// Finds the ITS, the SMMUs and the PCI functions of the machine.
-pub(crate) fn init(tree: &Tree, aborted: Aborted<'_>) {
+/// Finds the ITS, the SMMUs and the PCI functions of the machine, and enables the virtual functions that
+/// are wanted.
+pub(crate) fn init(
+    tree: &Tree,
+    aborted: Aborted<'_>,
+    wanted: &[Wanted],
+    wait: &mut dyn FnMut(u32),
+) {
     PHYSICAL.call_once(|| {
         let node = tree.compatible("pci-host-ecam-generic").next()?;
-        Some(find(tree, node, aborted))
+        Some(find(tree, node, aborted, wanted, wait))
     });
     if let Some(physical) = get() {
         physical.enable_interrupts();
@@ -291,9 +298,15 @@ pub(crate) fn init(tree: &Tree, aborted: Aborted<'_>) {
 }
 
 #[cold]
-fn find(tree: &Tree, node: Node<'_>, aborted: Aborted<'_>) -> Physical {
+fn find(
+    tree: &Tree,
+    node: Node<'_>,
+    aborted: Aborted<'_>,
+    wanted: &[Wanted],
+    wait: &mut dyn FnMut(u32),
+) -> Physical {
     let (config, host) = host_bridge(node);
-    let found = match pci::enumerate(&config, &host) {
+    let found = match pci::enumerate_with(&config, &host, wanted, wait) {
         Ok(found) => found,
         Err(_) => give_up(format_args!(
             "there is no memory to note what is on the PCI buses"
@@ -965,7 +978,8 @@ impl Resetting {
 impl Drop for Resetting {
     fn drop(&mut self) {
         if let Some(physical) = get() {
-            physical.owners.lock().end_reset(&self.reset, self.done);
+            let mut owners = physical.owners.lock();
+            owners.end_reset(&physical.found, &self.reset, self.done);
         }
     }
 }

@@ -59,6 +59,24 @@ pub enum Vendor {
     Shown,
 }
 
+/// What single root I/O virtualization makes of a function (PCI Express Base Specification, section 9).
+/// The guest sees nothing of it: its capability is hidden.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    Ordinary,
+    /// Others have virtual functions of it, which a reset would end: it shows no function level reset.
+    Physical,
+    /// It is a virtual function. Its own registers say neither who it is (section 9.3.4.1.1 and .2), nor
+    /// where its BARs are (9.3.4.1.11), nor whether it decodes them (9.3.4.1.3).
+    Virtual {
+        /// The physical function's Vendor ID.
+        vendor: u16,
+        /// VF Device ID in the physical function's capability.
+        device: u16,
+    },
+}
+
 /// What the kernel knows of a function that is to be passed through.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup<'a> {
@@ -72,6 +90,8 @@ pub struct Setup<'a> {
     pub pin: Pin,
     /// Whether the guest sees its vendor-specific capabilities.
     pub vendor: Vendor,
+    /// Whether it is one of several functions in one.
+    pub kind: Kind,
 }
 
 /// Why a function cannot be passed through.
@@ -312,7 +332,11 @@ impl<P: PhysicalConfig> Function<P> {
     pub fn new(device: P, setup: &Setup<'_>) -> Result<Self, BuildError> {
         let header = [0x00, 0x0c].map(|offset| capability::dword(&device, offset));
         let [identity, layout] = header;
-        if identity & 0xffff == 0xffff {
+        let is_absent = match setup.kind {
+            Kind::Ordinary | Kind::Physical => identity & 0xffff == 0xffff,
+            Kind::Virtual { .. } => layout == u32::MAX,
+        };
+        if is_absent {
             return Err(BuildError::Absent);
         }
         let layout = (layout >> 16 & 0x7f) as u8;

@@ -37,7 +37,7 @@ pub use bar::{BarIndex, BarInfo, BarKind, PAGE, Pages};
 pub use bus::{Bus, BusError, Decoder, Owner};
 pub use emulated::Emulated;
 pub use function::{
-    BarRead, BarWrite, BuildError, Change, Effect, Function, Pin, Position, Setup, Vendor,
+    BarRead, BarWrite, BuildError, Change, Effect, Function, Kind, Pin, Position, Setup, Vendor,
 };
 pub use memory::{ClaimError, Claimed, MemoryMap, Released};
 pub use msi::Msi;

@@ -62,6 +62,7 @@ fn build(
         position,
         pin,
         vendor: Vendor::Hidden,
+        kind: vpci::Kind::Ordinary,
     };
     Function::new(space, &setup)
 }
@@ -74,6 +75,7 @@ fn open(dwords: &[(u16, u32)], bars: &[BarInfo], position: Position) -> Function
         position,
         pin: Pin::Shown,
         vendor: Vendor::Shown,
+        kind: vpci::Kind::Ordinary,
     };
     Function::new(space(dwords), &setup).unwrap()
 }

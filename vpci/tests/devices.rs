@@ -16,15 +16,34 @@ use std::path::{Path, PathBuf};
 use dump::Dump;
 use machine::{DOORBELL, Device};
 use vpci::{
-    BarKind, BusAddress, ConfigAccess, Function, Offset, PhysicalConfig, Pin, Position, Sbdf,
-    Setup, Size, Vendor,
+    BarIndex, BarInfo, BarKind, BusAddress, ConfigAccess, Function, Kind, Offset, PhysicalConfig,
+    Pin, Position, Sbdf, Setup, Size, Vendor,
 };
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/devices")
 }
 
-/// Returns all dumps, by name. Virtual functions have no identity of their own and are not among them.
+/// Vendor ID and Device ID, as a virtual function has them, and what its physical function says.
+const NAMELESS: u32 = u32::MAX;
+const VIRTUAL: Kind = Kind::Virtual {
+    vendor: 0x8086,
+    device: 0x10ca,
+};
+
+/// Returns the BARs of a virtual function of QEMU's igb, as that says.
+fn virtual_bars() -> Vec<BarInfo> {
+    let bar = |(index, host)| BarInfo {
+        index: BarIndex::new(index).unwrap(),
+        kind: BarKind::Memory64,
+        prefetchable: true,
+        size: 0x4000,
+        host,
+    };
+    [(0, 0x80_0000_0000), (3, 0x80_0000_8000)].map(bar).into()
+}
+
+/// Returns all dumps, by name.
 fn dumps() -> Vec<(String, Dump)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder()).unwrap() {
@@ -34,10 +53,11 @@ fn dumps() -> Vec<(String, Dump)> {
             .is_some_and(|extension| extension == "dump")
         {
             let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            let dump = dump::parse(&fs::read_to_string(&path).unwrap(), 0x80_0000_0000);
-            if dump.dwords[0] != u32::MAX {
-                found.push((name, dump));
+            let mut dump = dump::parse(&fs::read_to_string(&path).unwrap(), 0x80_0000_0000);
+            if dump.dwords[0] == NAMELESS {
+                dump.bars = virtual_bars();
             }
+            found.push((name, dump));
         }
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -99,6 +119,11 @@ fn function(dump: &Dump) -> Function<Device> {
         pin: Pin::Hidden,
         // All that a configuration can allow.
         vendor: Vendor::Shown,
+        kind: if dump.dwords[0] == NAMELESS {
+            VIRTUAL
+        } else {
+            Kind::Ordinary
+        },
     };
     Function::new(device(dump), &setup).unwrap()
 }
@@ -191,16 +216,19 @@ fn only_what_is_on_the_list_is_shown() {
     }
 }
 
-/// Identity and class are the device's, I/O BARs and the pin are not shown, and a guest that writes ones
-/// everywhere does not reach the device.
+/// Identity and class are the device's (a virtual function's are its physical one's to say), I/O BARs and the
+/// pin are not shown, and a guest that writes ones everywhere does not reach the device.
 #[test]
 fn what_holds_for_all_of_them() {
     for (name, dump) in dumps() {
         let mut function = function(&dump);
         let read = |function: &Function<Device>, offset| function.read(access(offset));
         for offset in [0x00, 0x08, 0x2c] {
-            let physical = dump.dwords[offset as usize / 4];
-            assert_eq!(read(&function, offset), physical, "{name}: {offset:#x}");
+            let expected = match dump.dwords[offset as usize / 4] {
+                NAMELESS => 0x10ca_8086,
+                physical => physical,
+            };
+            assert_eq!(read(&function, offset), expected, "{name}: {offset:#x}");
         }
         assert_eq!(read(&function, 0x3c) & 0xff00, 0, "{name}: pin");
         for offset in (0..0x1000).step_by(4) {

@@ -294,6 +294,7 @@ proptest! {
             position: vpci::Position::BelowPort,
             pin: vpci::Pin::Shown,
             vendor: vpci::Vendor::Shown,
+            kind: vpci::Kind::Ordinary,
         };
         let Ok(mut function) = vpci::Function::new(device, &setup) else { return Ok(()) };
         let access = |offset| {

@@ -20,6 +20,7 @@ fn build(kind: &Kind) -> Function<Device> {
         position: Position::RootBus,
         pin: Pin::Hidden,
         vendor: Vendor::Hidden,
+        kind: vpci::Kind::Ordinary,
     };
     Function::new(kind.device(), &setup).unwrap()
 }

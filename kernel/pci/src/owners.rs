@@ -10,6 +10,10 @@
 //!    +--------------------- Resetting: with another function, on the same bus
 //! ```
 //!
+//! A reset of a physical function ends its virtual ones, so it is not reset while somebody has one of them.
+//! It can be claimed all the same if nobody had it since its last reset; and its virtual ones, if nobody
+//! has them, are `Resetting` while it is.
+//!
 //! A function whose reset failed is `Broken` where it would be `Nobody`'s: nobody can say whether it is
 //! quiet, so others that cannot be kept apart from it are not given away either.
 
@@ -71,6 +75,8 @@ pub enum ClaimError {
     Group(Sbdf, Option<u32>, Option<Reason>),
     /// It cannot be reset.
     NoReset,
+    /// It has been used, and its reset would end this virtual function of it, which somebody has.
+    Virtual(Sbdf),
 }
 
 /// What was claimed: how it is to be reset.
@@ -80,16 +86,19 @@ pub type Claimed = Option<Method>;
 #[derive(Debug)]
 pub struct Owners {
     of: Vec<Owner>,
+    /// Whether a domain had the function since its last reset.
+    used: Vec<bool>,
 }
 
 impl Owners {
     /// Makes a table in which nobody has anything.
     pub fn new(found: &Hierarchy) -> Result<Self, OutOfMemory> {
-        let mut of = Vec::new();
+        let (mut of, mut used) = (Vec::new(), Vec::new());
         for _ in found.devices() {
             push(&mut of, Owner::Nobody)?;
+            push(&mut used, false)?;
         }
-        Ok(Self { of })
+        Ok(Self { of, used })
     }
 
     /// Returns who has the function at this position.
@@ -142,10 +151,19 @@ impl Owners {
             }
         }
         let along = |domain, _| wish.at_boot && domain == wish.domain;
-        let method = self.method(found, index, along)?;
-        if method.is_none() && !wish.allow_no_reset {
-            return Err(ClaimError::NoReset);
-        }
+        let method = match self.given(found, index) {
+            Some(virtual_function) if self.was_used(index) => {
+                return Err(ClaimError::Virtual(virtual_function));
+            }
+            Some(_) => None,
+            None => {
+                let method = self.method(found, index, along)?;
+                if method.is_none() && !wish.allow_no_reset {
+                    return Err(ClaimError::NoReset);
+                }
+                method
+            }
+        };
         self.set(
             index,
             Owner::Domain {
@@ -163,6 +181,7 @@ impl Owners {
         if let Some(Owner::Domain { settled, .. }) = self.of.get_mut(index) {
             *settled = true;
         }
+        self.note_use(index, true);
     }
 
     /// Reserves a function that a domain has for the way back. Returns how it is to be reset, if it can
@@ -177,7 +196,13 @@ impl Owners {
             Owner::Domain { .. } | Owner::Resetting => return Err(ClaimError::Busy),
             Owner::Nobody | Owner::Broken => return Err(ClaimError::NotThere),
         }
-        let method = self.method(found, index, |_, _| false)?;
+        let method = match self.given(found, index) {
+            Some(_) => None,
+            None => self.method(found, index, |_, _| false)?,
+        };
+        if method.is_some() {
+            self.note_use(index, false);
+        }
         if let Some(Owner::Domain { settled, .. }) = self.of.get_mut(index) {
             *settled = false;
         }
@@ -187,6 +212,9 @@ impl Owners {
 
     /// Says that nobody has a function any more; `sound` unless its reset failed.
     pub fn release(&mut self, index: usize, sound: bool) {
+        if !sound {
+            self.note_use(index, true);
+        }
         self.set(index, if sound { Owner::Nobody } else { Owner::Broken });
     }
 
@@ -198,17 +226,39 @@ impl Owners {
         index: usize,
         along: impl Fn(u32, Sbdf) -> bool,
     ) -> Option<Method> {
+        if self.given(found, index).is_some() {
+            return None;
+        }
         let method = found.reset_method(index, |other| self.together(found, index, other, &along));
         self.mark(found, index, method);
         method
     }
 
     /// Frees what was reserved for a reset; `sound` unless it failed.
-    pub fn end_reset(&mut self, reset: &Reset, sound: bool) {
-        for owner in self.of.get_mut(reset.affected()).into_iter().flatten() {
-            if *owner == Owner::Resetting {
-                *owner = if sound { Owner::Nobody } else { Owner::Broken };
+    pub fn end_reset(&mut self, found: &Hierarchy, reset: &Reset, sound: bool) {
+        for index in affected(found, reset) {
+            if self.of(index) == Owner::Resetting {
+                self.set(index, if sound { Owner::Nobody } else { Owner::Broken });
             }
+        }
+    }
+
+    /// Returns a virtual function of this one that a domain has, or is to have.
+    fn given(&self, found: &Hierarchy, index: usize) -> Option<Sbdf> {
+        let device = found.devices().get(index)?;
+        device.sriov?;
+        let mut own = found.virtual_functions(device.sbdf);
+        let given = own.find(|index| matches!(self.of(*index), Owner::Domain { .. }))?;
+        Some(found.devices().get(given)?.sbdf)
+    }
+
+    fn was_used(&self, index: usize) -> bool {
+        self.used.get(index).copied().unwrap_or(true)
+    }
+
+    fn note_use(&mut self, index: usize, used: bool) {
+        if let Some(place) = self.used.get_mut(index) {
+            *place = used;
         }
     }
 
@@ -269,11 +319,20 @@ impl Owners {
     fn mark(&mut self, found: &Hierarchy, index: usize, method: Option<Method>) {
         let Some(method) = method else { return };
         let reset = found.reset(index, method);
-        let affected = self.of.get_mut(reset.affected()).into_iter().flatten();
-        for owner in affected {
-            if matches!(owner, Owner::Nobody | Owner::Broken) {
-                *owner = Owner::Resetting;
+        for index in affected(found, &reset) {
+            if matches!(self.of(index), Owner::Nobody | Owner::Broken) {
+                self.set(index, Owner::Resetting);
             }
         }
     }
+}
+
+/// Returns the positions of what a reset changes: also of the virtual functions of physical ones.
+fn affected<'a>(found: &'a Hierarchy, reset: &Reset) -> impl Iterator<Item = usize> + 'a {
+    let ended = reset.affected().filter_map(|index| {
+        let device = found.devices().get(index)?;
+        device.sriov.map(|_| device.sbdf)
+    });
+    let ended = ended.flat_map(|physical| found.virtual_functions(physical));
+    reset.affected().chain(ended)
 }

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use vpci::{
-    BarIndex, BarInfo, BarKind, BusAddress, ConfigAccess, Decoder, Function, Offset,
+    BarIndex, BarInfo, BarKind, BusAddress, ConfigAccess, Decoder, Function, Kind, Offset,
     PhysicalConfig, Pin, Position, Sbdf, Setup, Size, Vendor,
 };
 
@@ -178,12 +178,21 @@ pub fn capability_chain(data: &[u8]) {
     } else {
         Vendor::Shown
     };
+    let kind = match flags >> 3 & 3 {
+        1 => Kind::Physical,
+        2 => Kind::Virtual {
+            vendor: 0x8086,
+            device: 0x10ca,
+        },
+        _ => Kind::Ordinary,
+    };
     let setup = Setup {
         bars: &base.bars,
         doorbell: BusAddress::new(DOORBELL),
         position,
         pin,
         vendor,
+        kind,
     };
     let Ok(mut function) = Function::new(device_of(&dwords), &setup) else {
         return;

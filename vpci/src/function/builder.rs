@@ -4,7 +4,7 @@
 //! capabilities ends, and what no table names is hidden.
 
 use super::{
-    Action, Bar, BuildError, COMMAND, Cell, Function, INITIATE_FLR, MsiModel, MsixModel, Pin,
+    Action, Bar, BuildError, COMMAND, Cell, Function, INITIATE_FLR, Kind, MsiModel, MsixModel, Pin,
     Position, ROM_ENABLE, Row, Setup, Vendor, halves,
 };
 use crate::bar::BarKind;
@@ -90,6 +90,8 @@ struct Builder<'a, P> {
     extended: Option<u16>,
     express: bool,
     has_link: bool,
+    /// Whether a function level reset is offered, if the device has it.
+    resettable: bool,
 }
 
 impl<'a, P: PhysicalConfig> Builder<'a, P> {
@@ -101,6 +103,7 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             extended: None,
             express: false,
             has_link: false,
+            resettable: true,
         }
     }
 
@@ -108,6 +111,13 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
         self.take(0, HEADER.len());
         self.lay(0, &HEADER)?;
         self.act(COMMAND, Action::Effects);
+        match setup.kind {
+            Kind::Ordinary => {}
+            Kind::Physical => self.resettable = false,
+            Kind::Virtual { vendor, device } => {
+                self.cell(0)?.value = u32::from(device) << 16 | u32::from(vendor);
+            }
+        }
         if setup.pin == Pin::Shown {
             self.lay(0, &PIN)?;
         }
@@ -419,6 +429,9 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             self.cell(first + 4)?.value |= LINK_STATUS << 16;
         }
         self.cell(first)?.value |= kind << 20;
+        if !self.resettable {
+            self.cell(first + 1)?.value &= !FLR_CAPABLE;
+        }
         let can_reset = self.cell(first + 1)?.value & FLR_CAPABLE != 0;
         self.cell(first + 2)?.value |= DEVICE_CONTROL_RESET;
         if let Some(row) = self.row(first + 2) {

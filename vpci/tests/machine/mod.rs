@@ -208,6 +208,7 @@ impl Machine {
             },
             pin: Pin::Hidden,
             vendor: Vendor::Hidden,
+            kind: vpci::Kind::Ordinary,
         };
         let mut function = Function::new(device, &setup)?;
         let id = self.functions.len();

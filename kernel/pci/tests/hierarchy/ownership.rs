@@ -100,7 +100,7 @@ impl Table {
         let reset = self.found.reset(index, method);
         let result = reset.clone().run(&self.machine, &self.found, |_| {});
         assert_eq!(result, expected);
-        self.owners.end_reset(&reset, result.is_ok());
+        self.owners.end_reset(&self.found, &reset, result.is_ok());
     }
 
     fn of(&self, host: &str) -> Owner {

@@ -3,8 +3,8 @@
 use super::simulation::{Machine, Node, now, wait};
 use super::{device, downstream, host, host_bridge, name, nvme, root_port, upstream};
 use pci::{
-    Groups, Hierarchy, HostBridge, Method, Problem, Progress, Reason, ResetError, Virtual,
-    VirtualProblem, Wanted, enumerate, enumerate_with,
+    ClaimError, Groups, Hierarchy, HostBridge, Method, Owner, Owners, Problem, Progress, Reason,
+    ResetError, Virtual, VirtualProblem, Wanted, Wish, enumerate, enumerate_with,
 };
 
 const VF_SIZE: u64 = 0x4000;
@@ -386,4 +386,132 @@ fn a_reset_of_the_bus_brings_all_back() {
     );
     assert_eq!(registers(&machine, "01:00.0"), before);
     assert_eq!(machine.at(name("01:00.0"), |node| node.resets), Some(1));
+}
+
+/// Who may have a physical function and its virtual ones, and when each may be reset.
+struct Table {
+    machine: Machine,
+    found: Hierarchy,
+    groups: Groups,
+    owners: Owners,
+}
+
+impl Table {
+    fn new() -> Self {
+        let machine = Machine::new(0, vec![((1, 0), port().with(0, 0, igb()))]);
+        let found = find(&machine, &host(), &[wanted("01:00.0", 2)]);
+        let groups = Groups::find(&found, |_| None).expect("memory");
+        let owners = Owners::new(&found).expect("memory");
+        Self {
+            machine,
+            found,
+            groups,
+            owners,
+        }
+    }
+
+    fn index(&self, host: &str) -> usize {
+        self.found.position(name(host)).expect("found")
+    }
+
+    /// Claims a function, and tells whether it is to be reset.
+    fn claim(&mut self, host: &str, domain: u32) -> Result<bool, ClaimError> {
+        let wish = Wish {
+            domain,
+            slot: name("00:05.0"),
+            at_boot: false,
+            allow_no_reset: false,
+        };
+        let claimed = self
+            .owners
+            .claim(&self.found, &self.groups, name(host), &wish, |_| None);
+        claimed.map(|(_, method)| method.is_some())
+    }
+
+    /// Carries the reset out that was reserved for a function.
+    fn reset(&mut self, host: &str) {
+        let index = self.index(host);
+        let method = self
+            .found
+            .reset_method(index, |_| false)
+            .expect("function level reset");
+        let reset = self.found.reset(index, method);
+        let result = reset.clone().run(&self.machine, &self.found, wait);
+        assert_eq!(result, Ok(()));
+        self.owners.end_reset(&self.found, &reset, true);
+    }
+
+    /// Gives a function away.
+    fn give(&mut self, host: &str, domain: u32) {
+        if self.claim(host, domain) == Ok(true) {
+            self.reset(host);
+        }
+        self.owners.settle(self.index(host));
+    }
+
+    /// Takes a function back, and tells whether it was reset.
+    fn take_back(&mut self, host: &str) -> bool {
+        let index = self.index(host);
+        let method = self.owners.take_back(&self.found, index).expect("given");
+        if method.is_some() {
+            self.reset(host);
+        }
+        self.owners.release(index, true);
+        method.is_some()
+    }
+}
+
+#[test]
+fn a_physical_function_is_not_reset_while_somebody_has_a_virtual_one() {
+    let mut table = Table::new();
+    table.give("01:10.0", 1);
+    // Nobody had it: it needs no reset, and whoever has it may have it.
+    assert_eq!(table.claim("01:00.0", 2), Ok(false));
+    let physical = table.index("01:00.0");
+    table.owners.settle(physical);
+    assert_eq!(
+        table
+            .owners
+            .begin_reset(&table.found, physical, |_, _| true),
+        None
+    );
+    // The other virtual function comes and goes meanwhile.
+    assert_eq!(table.claim("01:10.2", 3), Ok(true));
+    table.reset("01:10.2");
+    let other = table.index("01:10.2");
+    table.owners.settle(other);
+    assert!(table.take_back("01:10.2"));
+    // It is not the next one's before its virtual functions are back.
+    assert!(!table.take_back("01:00.0"));
+    let refused = ClaimError::Virtual(name("01:10.0"));
+    assert_eq!(table.claim("01:00.0", 3), Err(refused));
+    assert!(table.take_back("01:10.0"));
+    assert_eq!(table.claim("01:00.0", 3), Ok(true));
+    let resets = table.machine.at(name("01:00.0"), |node| node.resets);
+    assert_eq!(resets, Some(1), "the one before they were enabled");
+}
+
+#[test]
+fn virtual_functions_wait_for_the_reset_of_their_physical_one() {
+    let mut table = Table::new();
+    assert_eq!(table.claim("01:00.0", 1), Ok(true));
+    assert_eq!(table.claim("01:10.0", 2), Err(ClaimError::Busy));
+    table.reset("01:00.0");
+    let physical = table.index("01:00.0");
+    table.owners.settle(physical);
+    // So they do when its domain starts again.
+    let method = table
+        .owners
+        .begin_reset(&table.found, physical, |_, _| false);
+    assert!(method.is_some());
+    assert_eq!(table.claim("01:10.2", 2), Err(ClaimError::Busy));
+    table.reset("01:00.0");
+    assert_eq!(table.owners.of(table.index("01:10.2")), Owner::Nobody);
+    assert_eq!(table.claim("01:10.2", 2), Ok(true));
+    // Reset when it was taken back, it may go on while they are given.
+    let mut table = Table::new();
+    table.give("01:00.0", 1);
+    assert!(table.take_back("01:00.0"));
+    table.give("01:10.0", 2);
+    assert_eq!(table.claim("01:00.0", 3), Ok(false));
 }
