@@ -18,6 +18,8 @@ pub mod functions;
 #[cfg(target_os = "none")]
 pub mod hostile;
 #[cfg(target_os = "none")]
+pub mod igb;
+#[cfg(target_os = "none")]
 pub mod intx;
 #[cfg(target_os = "none")]
 pub mod neighbour;

@@ -57,6 +57,44 @@ impl Function {
     }
 }
 
+/// MSI-X (PCI Express Base Specification, section 7.7.2): capability ID, Enable in Message Control.
+const MSIX: u8 = 0x11;
+const MSIX_ENABLE: u16 = 1 << 15;
+
+impl Function {
+    /// Returns where a capability is.
+    fn capability(&self, id: u8) -> Option<usize> {
+        let mut offset = self.config.read8(0x34) & 0xfc;
+        for _ in 0..48 {
+            if offset < 0x40 {
+                return None;
+            }
+            let [found, next] = self.config.read16(offset.into()).to_le_bytes();
+            if found == id {
+                return Some(offset.into());
+            }
+            offset = next & 0xfc;
+        }
+        None
+    }
+
+    /// Makes an MSI-X vector write `data` to `address`. `table` is the window on the table.
+    pub(crate) fn set_vector(&self, table: &Window, vector: usize, address: u64, data: u32) {
+        let entry = table.part(16 * vector, 16);
+        let [low, high] = halves(address);
+        for (offset, value) in [(12, 1), (0, low), (4, high), (8, data), (12, 0)] {
+            entry.write32(offset, value);
+        }
+    }
+
+    /// Turns MSI-X on; `None` if the function has none.
+    pub(crate) fn enable_msix(&self) -> Option<()> {
+        let offset = self.capability(MSIX)?;
+        self.config.write16(offset + 2, MSIX_ENABLE);
+        Some(())
+    }
+}
+
 /// Returns the low and the high half.
 #[expect(
     clippy::cast_possible_truncation,

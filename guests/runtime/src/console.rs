@@ -17,6 +17,8 @@ const UARTDR: usize = 0x00;
 /// Flags: transmit FIFO full is bit 5 (3.3.3).
 const UARTFR: usize = 0x18;
 const TXFF: u32 = 1 << 5;
+/// And the receive FIFO is empty.
+const RXFE: u32 = 1 << 4;
 
 /// Where the UART is until the device tree has been read, and if it names none.
 const DEFAULT: usize = 0x0900_0000;
@@ -33,6 +35,15 @@ pub(crate) fn set_base(base: usize) {
 pub fn window() -> Window {
     // SAFETY: this is the UART, as the device tree or the virtual platform has it.
     unsafe { Window::new(BASE.load(Ordering::Relaxed), 0x1000) }
+}
+
+/// Returns a byte that was typed, if one waits.
+pub fn read() -> Option<u8> {
+    let window = window();
+    if window.read32(UARTFR) & RXFE != 0 {
+        return None;
+    }
+    Some(window.read8(UARTDR))
 }
 
 struct Console(Window);
