@@ -1,5 +1,7 @@
 //! Virtual functions: found, numbered, placed, grouped and brought back.
 
+use proptest::prelude::*;
+
 use super::simulation::{Machine, Node, now, wait};
 use super::{device, downstream, host, host_bridge, name, nvme, root_port, upstream};
 use pci::{
@@ -514,4 +516,78 @@ fn virtual_functions_wait_for_the_reset_of_their_physical_one() {
     assert!(table.take_back("01:00.0"));
     table.give("01:10.0", 2);
     assert_eq!(table.claim("01:00.0", 3), Ok(false));
+}
+
+/// A network function: whether its port forwards all, the VFs that are wanted, the logarithm of the size of
+/// their BAR, offset and stride.
+type Nic = (bool, u16, u32, u16, u16);
+
+fn nics() -> impl Strategy<Value = Vec<Nic>> {
+    let nic = (any::<bool>(), 0u16..9, 12u32..34, 1u16..0x280, 1u16..0x90);
+    prop::collection::vec(nic, 1..6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    #[test]
+    fn virtual_functions_of_any_machine_are_apart(nics in nics(), small in any::<bool>()) {
+        let root = nics.iter().zip(1..).map(|(&(all, _, size, first, stride), number)| {
+            let function = Node::endpoint(0x8086, 0x10c9, 0x020000)
+                .bar(0, 0, 0x2_0000)
+                .express(0)
+                .function_level_reset()
+                .ari()
+                .sriov(8, [first, first], stride, vf(), 1 << size);
+            let port = if all { port() } else { root_port() };
+            ((number, 0), port.with(0, 0, function))
+        });
+        let machine = Machine::new(0, root.collect());
+        let mut host = host();
+        if small {
+            host.windows.truncate(1);
+        }
+        // Where the functions are depends on the buses that are reserved before them.
+        let mut wishes = Vec::new();
+        let mut found = find(&machine, &host, &wishes);
+        for &(_, count, ..) in nics.iter().filter(|(_, count, ..)| *count != 0) {
+            let mut free = found.devices().iter().filter(|device| {
+                device.capabilities.sriov.is_some()
+                    && wishes.iter().all(|wish: &Wanted| wish.physical < device.sbdf)
+            });
+            let Some(device) = free.next() else { break };
+            wishes.push(Wanted { physical: device.sbdf, count });
+            wait(100);
+            found = find(&machine, &host, &wishes);
+        }
+        prop_assert!(found.devices().is_sorted_by(|a, b| a.sbdf < b.sbdf));
+        let mut ranges = Vec::new();
+        for device in found.devices() {
+            let bars = device.bars.iter().flatten();
+            for bar in bars.filter_map(|bar| Some((bar.placement?, bar.size))) {
+                let (start, size) = (bar.0.bus.get(), bar.1);
+                prop_assert!(start.is_multiple_of(size));
+                ranges.push((start, start + size));
+                let parent = device.parent.and_then(|parent| found.devices()[parent].bridge());
+                if let Some(bridge) = parent.filter(|_| device.usable) {
+                    let windows = [bridge.memory, bridge.prefetchable];
+                    let mut windows = windows.iter().flatten();
+                    let holds = windows.any(|window| {
+                        window.start().get() <= start && start + size - 1 <= window.last().get()
+                    });
+                    prop_assert!(holds, "{} {start:#x}", device.sbdf);
+                }
+            }
+            let Some(own) = device.virtual_function else { continue };
+            let port = device.parent.map(|parent| &found.devices()[parent]).expect("a port");
+            let bridge = port.bridge().expect("a bridge");
+            let bus = device.sbdf.bus();
+            prop_assert!((bridge.secondary..=bridge.subordinate).contains(&bus));
+            let mut bridges = found.devices().iter().filter_map(|other| other.bridge());
+            prop_assert!(bus == own.physical.bus() || bridges.all(|other| other.secondary != bus));
+            prop_assert!(!device.usable || device.bars[0].is_some_and(|bar| bar.placement.is_some()));
+        }
+        ranges.sort_unstable();
+        prop_assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{ranges:x?}");
+    }
 }
