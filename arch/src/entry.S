@@ -8,6 +8,9 @@
 .equ FRAME_SPSR, 256
 .equ FRAME_HOST_SP, 264
 
+// Size of `Fault` (likewise).
+.equ FAULT_SIZE, 272
+
 // Offsets in `Start` (arch/src/entry.rs, which asserts them).
 .equ START_TTBR, 0
 .equ START_TCR, 8
@@ -155,12 +158,69 @@ continue_on_stack:
     mov     x30, xzr
     br      x1
 
+// x2 to x29 to a `Frame` or `Fault` at SP, and x0 to x30 back from there.
+.macro store_registers
+    stp     x2, x3, [sp, #16]
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    stp     x18, x19, [sp, #144]
+    stp     x20, x21, [sp, #160]
+    stp     x22, x23, [sp, #176]
+    stp     x24, x25, [sp, #192]
+    stp     x26, x27, [sp, #208]
+    stp     x28, x29, [sp, #224]
+.endm
+.macro load_registers
+    ldr     x30, [sp, #240]
+    ldp     x28, x29, [sp, #224]
+    ldp     x26, x27, [sp, #208]
+    ldp     x24, x25, [sp, #192]
+    ldp     x22, x23, [sp, #176]
+    ldp     x20, x21, [sp, #160]
+    ldp     x18, x19, [sp, #144]
+    ldp     x16, x17, [sp, #128]
+    ldp     x14, x15, [sp, #112]
+    ldp     x12, x13, [sp, #96]
+    ldp     x10, x11, [sp, #80]
+    ldp     x8, x9, [sp, #64]
+    ldp     x6, x7, [sp, #48]
+    ldp     x4, x5, [sp, #32]
+    ldp     x2, x3, [sp, #16]
+    ldp     x0, x1, [sp, #0]
+.endm
+
 // An exception that EL2 itself took: never expected. The stack may be what is broken, so the report
 // is written from a stack of its own; the guest's SP_EL0 is lost, which no longer matters.
 .macro from_el2 number
     .balign 0x80
     msr     sp_el0, x0
     mov     x0, #\number
+    b       fault_in_el2
+.endm
+
+// A synchronous exception that EL2 itself took: expected where a device refuses an access
+// (containment.rs). Such a place has a sound stack, which is used here. Each stack fills the upper half
+// of 64 KiB (arch/src/entry.rs, STACK_SIZE): below it bit 15 of SP is clear, and nothing is stored. No
+// register is free to look, so SP and x0 are added and told apart again.
+.macro sync_from_el2
+    .balign 0x80
+    sub     sp, sp, #FAULT_SIZE
+    add     sp, sp, x0
+    sub     x0, sp, x0                  // the stack pointer
+    tbz     x0, #15, 1f
+    sub     x0, sp, x0                  // x0 again
+    sub     sp, sp, x0
+    b       sync_in_el2
+1:  sub     x0, sp, x0
+    sub     sp, sp, x0
+    add     sp, sp, #FAULT_SIZE
+    msr     sp_el0, x0
+    mov     x0, #4
     b       fault_in_el2
 .endm
 
@@ -199,7 +259,7 @@ vectors:
     from_el2 1
     from_el2 2
     from_el2 3
-    from_el2 4
+    sync_from_el2
     from_el2 5
     from_el2 6
     serror_from_el2
@@ -213,20 +273,7 @@ vectors:
     from_guest 3
 
 leave_guest:
-    stp     x2, x3, [sp, #16]
-    stp     x4, x5, [sp, #32]
-    stp     x6, x7, [sp, #48]
-    stp     x8, x9, [sp, #64]
-    stp     x10, x11, [sp, #80]
-    stp     x12, x13, [sp, #96]
-    stp     x14, x15, [sp, #112]
-    stp     x16, x17, [sp, #128]
-    stp     x18, x19, [sp, #144]
-    stp     x20, x21, [sp, #160]
-    stp     x22, x23, [sp, #176]
-    stp     x24, x25, [sp, #192]
-    stp     x26, x27, [sp, #208]
-    stp     x28, x29, [sp, #224]
+    store_registers
     mrs     x2, elr_el2
     mrs     x3, spsr_el2
     stp     x30, x2, [sp, #240]
@@ -246,22 +293,7 @@ enter_guest:
     str     x1, [sp, #FRAME_HOST_SP]
     msr     elr_el2, x2
     msr     spsr_el2, x3
-    ldr     x30, [sp, #240]
-    ldp     x28, x29, [sp, #224]
-    ldp     x26, x27, [sp, #208]
-    ldp     x24, x25, [sp, #192]
-    ldp     x22, x23, [sp, #176]
-    ldp     x20, x21, [sp, #160]
-    ldp     x18, x19, [sp, #144]
-    ldp     x16, x17, [sp, #128]
-    ldp     x14, x15, [sp, #112]
-    ldp     x12, x13, [sp, #96]
-    ldp     x10, x11, [sp, #80]
-    ldp     x8, x9, [sp, #64]
-    ldp     x6, x7, [sp, #48]
-    ldp     x4, x5, [sp, #32]
-    ldp     x2, x3, [sp, #16]
-    ldp     x0, x1, [sp, #0]
+    load_registers
     eret
     // No speculation past the exception return.
     dsb     nsh
@@ -275,6 +307,31 @@ consume_serror:
     msr     daifset, #4
 consume_serror_end:
     ret
+
+sync_in_el2:
+    // A Fault is at SP.
+    stp     x0, x1, [sp, #0]
+    store_registers
+    mrs     x2, elr_el2
+    mrs     x3, spsr_el2
+    add     x4, sp, #FAULT_SIZE
+    stp     x30, x2, [sp, #240]
+    stp     x3, x4, [sp, #FRAME_SPSR]
+    mov     x0, sp
+    bl      isthmus_abort
+    tbz     w0, #0, 1f
+    ldp     x2, x3, [sp, #FRAME_ELR]
+    msr     elr_el2, x2
+    msr     spsr_el2, x3
+    load_registers
+    add     sp, sp, #FAULT_SIZE
+    eret
+    dsb     nsh
+    isb
+1:  load_registers
+    add     sp, sp, #FAULT_SIZE
+    msr     sp_el0, x0
+    mov     x0, #4
 
 fault_in_el2:
     // x0 = vector number, the old x0 in SP_EL0. x15 to x18 are lost.
@@ -316,7 +373,14 @@ fault_in_el2:
     b       park
 
 .section .bss.stacks, "aw", %nobits
+.balign 65536
+fault_depth:
+    .space  8
 .balign 4096
+fault_stack:
+    .space  8192
+fault_stack_top:
+    .space  7 * 4096 - 3 * 4096         // up to the upper half, less the guard
 .global boot_stack_guard
 boot_stack_guard:
     .space  4096
@@ -324,9 +388,3 @@ boot_stack:
     .space  32768
 .global boot_stack_top
 boot_stack_top:
-fault_stack:
-    .space  8192
-fault_stack_top:
-.balign 8
-fault_depth:
-    .space  8

@@ -1,5 +1,5 @@
 //! The ways into EL2 and out of it. The code is in `entry.S`; the kernel supplies `isthmus_early`,
-//! `isthmus_main`, `isthmus_secondary`, `isthmus_exit` and `isthmus_fault`.
+//! `isthmus_main`, `isthmus_secondary`, `isthmus_exit`, `isthmus_abort` and `isthmus_fault`.
 
 use crate::frame::Frame;
 use core::mem::offset_of;
@@ -26,11 +26,12 @@ const _: () = assert!(offset_of!(Start, ttbr) == 0 && offset_of!(Start, tcr) == 
 const _: () = assert!(offset_of!(Start, mair) == 16 && offset_of!(Start, stack) == 24);
 const _: () = assert!(offset_of!(Start, argument) == 32 && size_of::<Start>() == 48);
 
-/// What an exception that EL2 itself took left behind.
+/// What an exception that EL2 itself took left behind. `isthmus_abort` may change it, and says whether
+/// EL2 is to go on with it.
 #[derive(Debug)]
-#[repr(C)]
+#[repr(C, align(16))]
 pub struct Fault {
-    /// x0 to x30; x15 to x18 are lost.
+    /// x0 to x30; in `isthmus_fault`, x15 to x18 are lost.
     pub x: [u64; 31],
     /// ELR_EL2.
     pub pc: u64,
@@ -41,6 +42,11 @@ pub struct Fault {
 }
 
 const _: () = assert!(offset_of!(Fault, pc) == 248 && offset_of!(Fault, sp) == 264);
+const _: () = assert!(size_of::<Fault>() == 272);
+
+/// Size of a stack of EL2's. Each fills the upper half of twice that, aligned, and below it nothing is
+/// mapped for a page at least: whether a stack is exhausted is one bit of its pointer (`entry.S`).
+pub const STACK_SIZE: u64 = 32 << 10;
 
 unsafe extern "C" {
     static boot_stack_guard: u8;
@@ -48,6 +54,8 @@ unsafe extern "C" {
     static __rodata_start: u8;
     static __data_start: u8;
     static __image_end: u8;
+    static __foreign_start: i32;
+    static __foreign_end: i32;
     fn secondary_start();
     fn consume_serror();
     fn enter_guest(frame: *mut Frame) -> !;
@@ -78,6 +86,14 @@ pub fn image() -> Image {
         guard: (&raw const boot_stack_guard).addr() as u64,
         end: (&raw const __image_end).addr() as u64,
     }
+}
+
+/// Returns where the accesses to devices are that may refuse them, as `containment` has it.
+pub(crate) fn foreign() -> &'static [i32] {
+    let (start, end) = (&raw const __foreign_start, &raw const __foreign_end);
+    let count = (end.addr() - start.addr()) / size_of::<i32>();
+    // SAFETY: read-only data of the image (link.ld), aligned to words.
+    unsafe { core::slice::from_raw_parts(start, count) }
 }
 
 /// Returns where PSCI is told to start a pCPU; its argument is the physical address of a [`Start`].

@@ -8,6 +8,7 @@ extern crate alloc;
 
 pub mod address;
 pub mod asm;
+pub mod containment;
 pub mod context;
 pub mod dma;
 #[cfg(target_os = "none")]

@@ -149,102 +149,125 @@ impl Window {
 }
 
 macro_rules! window_access {
-    ($read:ident, $write:ident, $type:ty, $load:ident, $store:ident) => {
+    ($read:ident, $write:ident, $type:ty, $load:path, $store:path, $self:ident, $window:expr) => {
         #[inline]
-        fn $read(&self, offset: usize) -> $type {
+        fn $read(&$self, offset: usize) -> $type {
             // SAFETY: the register is inside the window, aligned (`register`), and the window is
             // mapped device memory that is ours alone (`new`).
-            unsafe { access::$load(self.register(offset)) }
+            unsafe { $load($window.register(offset)) }
         }
         #[inline]
-        fn $write(&self, offset: usize, value: $type) {
+        fn $write(&$self, offset: usize, value: $type) {
             // SAFETY: as for the read.
-            unsafe { access::$store(self.register(offset), value) }
+            unsafe { $store($window.register(offset), value) }
         }
     };
 }
 
+macro_rules! window_accesses {
+    ($self:ident, $window:expr, $module:ident) => {
+        fn len(&$self) -> usize {
+            $window.len
+        }
+        window_access!(read8, write8, u8, $module::load8, $module::store8, $self, $window);
+        window_access!(read16, write16, u16, $module::load16, $module::store16, $self, $window);
+        window_access!(read32, write32, u32, $module::load32, $module::store32, $self, $window);
+        window_access!(read64, write64, u64, $module::load64, $module::store64, $self, $window);
+    };
+}
+
 impl Bus for Window {
-    fn len(&self) -> usize {
-        self.len
+    window_accesses!(self, self, access);
+}
+
+/// Registers of a device that is not EL2's own, and may refuse an access: config space, BARs.
+///
+/// A load that the device answers with a synchronous external abort gives all ones, and such a store
+/// is dropped ([`crate::containment`]); a device that EL2 cannot do without has a [`Window`], where
+/// that is the end.
+#[derive(Debug)]
+pub struct Foreign(Window);
+
+impl Foreign {
+    /// Makes the accesses of a window such that its device may refuse them.
+    pub const fn new(window: Window) -> Self {
+        Self(window)
     }
-    window_access!(read8, write8, u8, load8, store8);
-    window_access!(read16, write16, u16, load16, store16);
-    window_access!(read32, write32, u32, load32, store32);
-    window_access!(read64, write64, u64, load64, store64);
+
+    /// Returns where in the registers an address of EL2's is, if it is in them.
+    pub fn offset_of(&self, address: u64) -> Option<usize> {
+        let offset = usize::try_from(address)
+            .ok()?
+            .checked_sub(self.0.base.addr())?;
+        (offset < self.0.len).then_some(offset)
+    }
+}
+
+impl Bus for Foreign {
+    window_accesses!(self, self.0, foreign);
 }
 
 /// The loads and stores themselves.
 ///
 /// The compiler may make a volatile access with writeback (`str w1, [x0], #4`), for which a
 /// hypervisor below us gets no syndrome; so each is written out. The host twin is volatile.
-mod access {
-    macro_rules! access {
-        ($load:ident, $store:ident, $type:ty, $ldr:literal, $str:literal) => {
-            #[inline(always)]
-            pub(super) unsafe fn $load(at: *mut $type) -> $type {
-                #[cfg(target_os = "none")]
-                {
-                    let value: $type;
-                    // SAFETY: the caller gives an aligned address of mapped device memory.
-                    unsafe {
-                        core::arch::asm!($ldr, value = out(reg) value, at = in(reg) at,
-                            options(nostack, preserves_flags));
-                    }
-                    value
-                }
-                #[cfg(not(target_os = "none"))]
-                // SAFETY: as above.
-                unsafe {
-                    at.read_volatile()
-                }
-            }
-
-            #[inline(always)]
-            pub(super) unsafe fn $store(at: *mut $type, value: $type) {
-                #[cfg(target_os = "none")]
+macro_rules! access {
+    ($load:ident, $store:ident, $type:ty, $ldr:literal, $str:literal, $listed:expr) => {
+        #[inline(always)]
+        pub(super) unsafe fn $load(at: *mut $type) -> $type {
+            #[cfg(target_os = "none")]
+            {
+                let value: $type;
                 // SAFETY: the caller gives an aligned address of mapped device memory.
                 unsafe {
-                    core::arch::asm!($str, value = in(reg) value, at = in(reg) at,
+                    core::arch::asm!("2:", $ldr, $listed, value = out(reg) value, at = in(reg) at,
                         options(nostack, preserves_flags));
                 }
-                #[cfg(not(target_os = "none"))]
-                // SAFETY: as above.
-                unsafe {
-                    at.write_volatile(value);
-                }
+                value
             }
-        };
-    }
+            #[cfg(not(target_os = "none"))]
+            // SAFETY: as above.
+            unsafe {
+                at.read_volatile()
+            }
+        }
 
-    access!(
-        load8,
-        store8,
-        u8,
-        "ldrb {value:w}, [{at}]",
-        "strb {value:w}, [{at}]"
-    );
-    access!(
-        load16,
-        store16,
-        u16,
-        "ldrh {value:w}, [{at}]",
-        "strh {value:w}, [{at}]"
-    );
-    access!(
-        load32,
-        store32,
-        u32,
-        "ldr {value:w}, [{at}]",
-        "str {value:w}, [{at}]"
-    );
-    access!(
-        load64,
-        store64,
-        u64,
-        "ldr {value}, [{at}]",
-        "str {value}, [{at}]"
-    );
+        #[inline(always)]
+        pub(super) unsafe fn $store(at: *mut $type, value: $type) {
+            #[cfg(target_os = "none")]
+            // SAFETY: the caller gives an aligned address of mapped device memory.
+            unsafe {
+                core::arch::asm!("2:", $str, $listed, value = in(reg) value, at = in(reg) at,
+                    options(nostack, preserves_flags));
+            }
+            #[cfg(not(target_os = "none"))]
+            // SAFETY: as above.
+            unsafe {
+                at.write_volatile(value);
+            }
+        }
+    };
+}
+
+#[rustfmt::skip]
+macro_rules! accesses {
+    ($listed:expr) => {
+        access!(load8, store8, u8, "ldrb {value:w}, [{at}]", "strb {value:w}, [{at}]", $listed);
+        access!(load16, store16, u16, "ldrh {value:w}, [{at}]", "strh {value:w}, [{at}]", $listed);
+        access!(load32, store32, u32, "ldr {value:w}, [{at}]", "str {value:w}, [{at}]", $listed);
+        access!(load64, store64, u64, "ldr {value}, [{at}]", "str {value}, [{at}]", $listed);
+    };
+}
+
+/// Accesses to a device of EL2's own.
+mod access {
+    accesses!("");
+}
+
+/// Accesses to other devices: where each is is listed (`link.ld`, [`crate::containment`]), as a
+/// distance from the place in the list.
+mod foreign {
+    accesses!(".pushsection .foreign, \"a\"\n.balign 4\n.long 2b - .\n.popsection");
 }
 
 macro_rules! register {
@@ -430,6 +453,25 @@ mod tests {
         window.write16(10, 0xbbbb);
         window.write32(12, 0xcccc_cccc);
         assert_eq!(window.read64(8), 0xcccc_cccc_bbbb_77aa);
+    }
+
+    #[test]
+    fn a_foreign_device_is_accessed_in_the_same_way() {
+        let mut memory = [0u64; 2];
+        let foreign = Foreign::new(window(&mut memory));
+        foreign.write64(8, 0x1122_3344_5566_7788);
+        foreign.write16(10, 0xbbbb);
+        assert_eq!(foreign.read32(8), 0xbbbb_7788);
+        assert_eq!((foreign.read8(15), foreign.len()), (0x11, 16));
+        let base = (&raw const memory).addr() as u64;
+        let cases = [(0, Some(0)), (15, Some(15)), (16, None), (u64::MAX, None)];
+        for (offset, found) in cases {
+            assert_eq!(
+                foreign.offset_of(base.wrapping_add(offset)),
+                found,
+                "{offset}"
+            );
+        }
     }
 
     #[test]

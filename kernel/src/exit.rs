@@ -109,22 +109,18 @@ fn handle(cpu: &'static Pcpu, cause: Cause) -> *mut Frame {
             vcpu,
             state,
         };
+        // Read once: an abort that EL2 contains meanwhile leaves its own there.
+        let esr = sysreg::read!("esr_el2");
         let next = if cause == Cause::Synchronous {
-            synchronous(&mut running)
+            synchronous(&mut running, esr)
         } else {
             lifecycle::serror(&running.reference());
             Next::Resume
         };
         match next {
-            Next::Skip => running.state.frame.skip_exited(sysreg::read!("esr_el2")),
+            Next::Skip => running.state.frame.skip_exited(esr),
             Next::Resume => {}
-            Next::Inject(exception) => {
-                inject(
-                    &mut running.state.frame,
-                    exception,
-                    sysreg::read!("esr_el2"),
-                );
-            }
+            Next::Inject(exception) => inject(&mut running.state.frame, exception, esr),
         }
     }
     // Relaxed: set by this pCPU, or by who then interrupts it.
@@ -142,12 +138,12 @@ fn handle(cpu: &'static Pcpu, cause: Cause) -> *mut Frame {
 /// Handles a synchronous exit.
 #[inline(always)]
 #[rustfmt::skip]
-fn synchronous(running: &mut Running<'_>) -> Next {
-    match syndrome::decode(sysreg::read!("esr_el2")) {
+fn synchronous(running: &mut Running<'_>, esr: u64) -> Next {
+    match syndrome::decode(esr) {
         Exit::Hypercall(immediate)  => smccc::handle(running, immediate),
         Exit::DataAbort(abort)      => mmio::data_abort(running, abort),
         Exit::SysReg(access)        => trapped::handle(running, access),
-        Exit::Wait(Wait::Interrupt) => wait_for_interrupt(running),
+        Exit::Wait(Wait::Interrupt) => wait_for_interrupt(running, esr),
         Exit::Wait(Wait::Event)     => Next::Skip,
         Exit::Simd                  => use_simd(running),
         Exit::Smc(_)                => smccc::smc(running),
@@ -158,8 +154,8 @@ fn synchronous(running: &mut Running<'_>) -> Next {
 }
 
 /// WFI: the vCPU waits until it has an interrupt, masked or not (D1.6.2).
-fn wait_for_interrupt(running: &mut Running<'_>) -> Next {
-    running.state.frame.skip_exited(sysreg::read!("esr_el2"));
+fn wait_for_interrupt(running: &mut Running<'_>, esr: u64) -> Next {
+    running.state.frame.skip_exited(esr);
     sched::block(running);
     if running
         .domain

@@ -3,7 +3,7 @@
 use crate::interrupts::{Interrupts, PHYSICAL_TIMER, VIRTUAL_TIMER};
 use crate::pcpu::Pcpu;
 use crate::vcpu::VcpuRef;
-use crate::{bus, machine, panic, physical, sched, terminal};
+use crate::{bus, machine, panic, physical, refusals, sched, terminal};
 use arch::gic::cpu;
 use arch::gic::{IntId, Kind};
 
@@ -41,6 +41,7 @@ fn handle_own(cpu: &'static Pcpu, number: u32) {
             }
         }
         number if number == u32::from(sched::KICK) => cpu.set_resched(),
+        number if number == u32::from(refusals::REPORT) => refusals::report(),
         number if number == u32::from(panic::STOP) => panic::park(),
         number if Some(number) == machine::get().uart => terminal::interrupt(),
         number if number >= FIRST_LPI => bus::message_interrupt(number),

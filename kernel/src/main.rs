@@ -65,6 +65,8 @@ mod physical;
 #[cfg(target_os = "none")]
 mod psci;
 #[cfg(target_os = "none")]
+mod refusals;
+#[cfg(target_os = "none")]
 mod replay;
 #[cfg(target_os = "none")]
 mod sched;

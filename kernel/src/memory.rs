@@ -13,7 +13,7 @@
 
 use arch::address::{BLOCK_2M, PAGE_SIZE, Pa, Va};
 use arch::dma;
-use arch::entry::{self, Image, Start};
+use arch::entry::{self, Image, STACK_SIZE, Start};
 use arch::mmio::Window;
 use arch::table::{El2, Frames, MAIR_EL2, MapError, Memory, PaRange, Protection, tcr_el2};
 use arch::{asm, sysreg};
@@ -28,8 +28,6 @@ use spin::Mutex;
 
 /// Where stacks are mapped: above every PA that EL2 maps.
 const STACKS: u64 = 1 << 47;
-/// Size of a pCPU's stack.
-const STACK_SIZE: u64 = 32 << 10;
 /// Bytes of a page, in memory.
 const PAGE: usize = size(PAGE_SIZE);
 /// Pages for tables before the frame allocator is there.
@@ -374,9 +372,9 @@ impl Iterator for Steps {
     }
 }
 
-/// Makes the stack of pCPU `number`, with a page below it that is not mapped, and returns its top.
+/// Makes the stack of pCPU `number`, with nothing mapped below it, and returns its top.
 pub(crate) fn make_stack(number: usize) -> Result<u64, &'static str> {
-    let bottom = STACKS + number as u64 * 2 * STACK_SIZE + PAGE_SIZE;
+    let bottom = STACKS + number as u64 * 2 * STACK_SIZE + STACK_SIZE;
     let run = allocate_run(STACK_SIZE, PAGE_SIZE).ok_or("there is no memory for a stack")?;
     with_tables(|tables| {
         tables.map(

@@ -7,7 +7,7 @@ use crate::physical::{self, Ecam, Physical, Resetting, VectorError, Vectors};
 use abi::Status;
 use alloc::vec::Vec;
 use arch::address::{Ipa, PAGE_SIZE, Pa};
-use arch::mmio::{Bus as _, Window};
+use arch::mmio::{Bus as _, Foreign};
 use arch::table::{Access, Stage2};
 use core::fmt;
 use kernel::intx::{self, Wiring};
@@ -53,7 +53,7 @@ pub(crate) struct Assigned {
     index: usize,
     model: Model,
     /// The parts of its BARs that are not mapped for the guest: where, and their registers.
-    trapped: Vec<(u64, Window)>,
+    trapped: Vec<(u64, Foreign)>,
     vectors: Option<Vectors>,
     /// It is in a reset that the domain asked for.
     resetting: bool,
@@ -189,7 +189,7 @@ fn after(offset: Offset, bytes: u16) -> Offset {
 }
 
 /// Maps what a guest does not reach by itself for EL2, which answers for it.
-fn map_trapped(model: &Model) -> Result<Vec<(u64, Window)>, &'static str> {
+fn map_trapped(model: &Model) -> Result<Vec<(u64, Foreign)>, &'static str> {
     let mut trapped = Vec::new();
     for bar in model.bars() {
         let end = bar.host + bar.size;
@@ -198,7 +198,8 @@ fn map_trapped(model: &Model) -> Result<Vec<(u64, Window)>, &'static str> {
             if from < to {
                 // SAFETY: registers of the function, which was just taken over; the parts of its
                 // BARs do not overlap, and the guest does not reach them.
-                trapped.push((from, unsafe { memory::map_device(from, to - from)? }));
+                let window = unsafe { memory::map_device(from, to - from)? };
+                trapped.push((from, Foreign::new(window)));
             }
             Ok::<(), &'static str>(())
         };
@@ -532,7 +533,7 @@ impl Assigned {
     }
 
     /// Returns the registers that hold `host`, and where in them it is.
-    fn registers(&self, host: u64, bytes: u64) -> Option<(&Window, usize)> {
+    fn registers(&self, host: u64, bytes: u64) -> Option<(&Foreign, usize)> {
         self.trapped.iter().find_map(|(start, window)| {
             let offset = host.checked_sub(*start)?;
             let fits = offset + bytes <= window.len() as u64 && offset.is_multiple_of(bytes);

@@ -2,10 +2,10 @@
 
 use crate::domain::{Domain, MakeError, Memory, Tlb};
 use crate::lines::Lines;
-use crate::machine;
 use crate::memory::{self, DmaPool, TableFrames};
 use crate::panic::give_up;
 use crate::sched::Due;
+use crate::{machine, refusals};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -15,7 +15,7 @@ use arch::dma::Coherency;
 use arch::gic::lpi::{Pending, Properties};
 use arch::gic::{IntId, Priority, Trigger};
 use arch::its::{Its, Needs};
-use arch::mmio::{Bus, Window};
+use arch::mmio::{Bus, Foreign, Window};
 use arch::smmu::{self, AddressSpace, Smmu};
 use arch::table::{Access, Format, Invalidate, Stage2, Vmid};
 use core::fmt;
@@ -46,7 +46,7 @@ const NO_ANSWER: u32 = 0xffff;
 
 /// The physical config space: an ECAM window.
 pub(crate) struct Ecam {
-    window: Window,
+    window: Foreign,
     segment: u16,
     first_bus: u8,
 }
@@ -57,6 +57,13 @@ impl Ecam {
         let function = usize::from(bus) << 20 | usize::from(sbdf.rid() & 0xff) << 12;
         let place = function | usize::from(offset.get());
         (sbdf.segment() == self.segment && place < self.window.len()).then_some(place)
+    }
+
+    /// Returns whose config space an address of EL2's is.
+    fn function_at(&self, address: u64) -> Option<Sbdf> {
+        let rid = u16::try_from(self.window.offset_of(address)? >> 12).ok()?;
+        let rid = rid.checked_add(u16::from(self.first_bus) << 8)?;
+        Some(Sbdf::from_rid(self.segment, rid))
     }
 }
 
@@ -315,6 +322,12 @@ fn find(
     for problem in found.problems() {
         warning!("PCI {problem}");
     }
+    match refusals::count() {
+        0 => {}
+        count => warning!(
+            "PCI: {count} config accesses were answered with an external abort, as if nothing were there"
+        ),
+    }
     let rid_map = |map: &str, mask: &str| {
         let map = node.property(map)?;
         let mask = node.property(mask).and_then(|mask| mask.u32().ok());
@@ -365,7 +378,7 @@ fn find(
 
 #[cold]
 fn host_bridge(node: Node<'_>) -> (Ecam, HostBridge) {
-    let window = map(node, 0);
+    let window = Foreign::new(map(node, 0));
     let segment = node
         .property("linux,pci-domain")
         .map_or(Ok(0), |segment| segment.u32());
@@ -797,6 +810,30 @@ impl Physical {
                 );
             }
         }
+    }
+
+    /// Returns which function's registers an address of EL2's belongs to, and the domain that has it.
+    pub(crate) fn function_at(&self, address: u64) -> Option<(Sbdf, Option<u32>)> {
+        let devices = self.found.devices();
+        let holds = |device: &pci::Device| {
+            device.bars.iter().flatten().any(|bar| {
+                let offset = bar.info().and_then(|bar| address.checked_sub(bar.host));
+                offset.is_some_and(|offset| offset < bar.size)
+            })
+        };
+        let sbdf = self
+            .config
+            .function_at(address)
+            .or_else(|| Some(devices.iter().find(|device| holds(device))?.sbdf))?;
+        let owner = self
+            .found
+            .position(sbdf)
+            .map(|index| self.owners.lock().of(index));
+        let domain = match owner {
+            Some(pci::Owner::Domain { domain, .. }) => Some(domain),
+            _ => None,
+        };
+        Some((sbdf, domain))
     }
 
     /// Returns the DeviceID by which the ITS knows a function.
