@@ -3,6 +3,7 @@
 //! Knows nothing of PCI functions or domains. Compiles on the host too, so that decoders and table
 //! builders run under plain `cargo test`.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(test), warn(clippy::disallowed_macros, clippy::disallowed_methods))]
 
 extern crate alloc;
 

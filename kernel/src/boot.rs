@@ -10,8 +10,6 @@ use aarch64_cpu::registers::{
     CNTFRQ_EL0, CNTHCTL_EL2, CNTP_CTL_EL0, CNTV_CTL_EL0, ID_AA64MMFR1_EL1, MIDR_EL1, MPIDR_EL1,
     Readable, Writeable,
 };
-use alloc::boxed::Box;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::address::{PAGE_SIZE, Pa};
@@ -22,6 +20,7 @@ use arch::table::{Stage2, VmidBits, Vmids, vtcr_el2};
 use arch::{asm, sysreg};
 use core::sync::atomic::Ordering;
 use dt::{Node, Tree};
+use kernel::fallible;
 use kernel::frames::Run;
 use manifest::Manifest;
 use smccc::Smc;
@@ -90,7 +89,7 @@ extern "C" fn isthmus_main(device_tree: u64, _image: u64) -> ! {
         (statistics.total * PAGE_SIZE) >> 20,
         (statistics.free * PAGE_SIZE) >> 20
     );
-    make_domains(machine, &manifest, modules);
+    make_domains(machine, manifest, modules);
     let stack = or_give_up!(memory::make_stack(0), "pCPU 0");
     // SAFETY: the stack was just made for this pCPU, and nothing on the boot stack is needed again.
     unsafe { entry::switch_stack(stack, run, 0) }
@@ -219,10 +218,7 @@ fn init_memory(tree: &Tree, device_tree: Run, pack: Pack) {
     let mut ram = Vec::new();
     for region in tree.memory() {
         let region = or_give_up!(region, "memory");
-        ram.push(Run {
-            start: Pa::new(region.base),
-            len: region.size,
-        });
+        add(&mut ram, region.base, region.size);
     }
     if ram.is_empty() {
         give_up(format_args!("the device tree has no memory node"));
@@ -233,23 +229,17 @@ fn init_memory(tree: &Tree, device_tree: Run, pack: Pack) {
         start: Pa::new(image.start),
         len: image.end - image.start,
     };
-    let mut taken = alloc::vec![whole_image, device_tree];
-    taken.push(Run {
-        start: Pa::new(pack.start),
-        len: pack.len,
-    });
+    let mut taken = Vec::new();
+    for run in [whole_image, device_tree] {
+        add(&mut taken, run.start.get(), run.len);
+    }
+    add(&mut taken, pack.start, pack.len);
     for region in tree.reservations() {
-        taken.push(Run {
-            start: Pa::new(region.base),
-            len: region.size,
-        });
+        add(&mut taken, region.base, region.size);
     }
     for region in tree.reserved_memory() {
         let region = or_give_up!(region, "reserved memory");
-        taken.push(Run {
-            start: Pa::new(region.base),
-            len: region.size,
-        });
+        add(&mut taken, region.base, region.size);
     }
     let page = |run: Run| {
         let start = run.start.align_down(PAGE_SIZE);
@@ -269,25 +259,33 @@ fn init_memory(tree: &Tree, device_tree: Run, pack: Pack) {
     }
 }
 
+/// Notes a piece of RAM.
+fn add(runs: &mut Vec<Run>, start: u64, len: u64) {
+    let start = Pa::new(start);
+    or_give_up!(
+        fallible::push(runs, Run { start, len }),
+        "the list of memory"
+    );
+}
+
 /// Finds pCPUs and interrupt controller.
 #[cold]
 fn find_machine(tree: &Tree) -> &'static Machine {
     let own = MPIDR_EL1.get() & AFFINITY;
-    let mut affinities = alloc::vec![own];
+    let mut affinities = or_give_up!(fallible::collect([own]), "the pCPUs");
     for node in tree.cpus() {
         let reg = node.reg().map(|mut reg| reg.next());
         let Some(region) = or_give_up!(reg, "a processor") else {
             give_up(format_args!("{} has no reg", node.path()));
         };
         if region.base & AFFINITY != own {
-            affinities.push(region.base & AFFINITY);
+            let affinity = region.base & AFFINITY;
+            or_give_up!(fallible::push(&mut affinities, affinity), "the pCPUs");
         }
     }
-    let pcpus = affinities
-        .iter()
-        .enumerate()
-        .map(|(n, mpidr)| Pcpu::new(n, *mpidr))
-        .collect();
+    let pcpus = affinities.iter().enumerate();
+    let pcpus = fallible::collect(pcpus.map(|(n, mpidr)| Pcpu::new(n, *mpidr)));
+    let pcpus = or_give_up!(pcpus, "the pCPUs");
     let Some(gic) = tree.compatible("arm,gic-v3").next() else {
         give_up(format_args!(
             "the device tree has no GICv3 (compatible \"arm,gic-v3\")"
@@ -307,18 +305,15 @@ fn find_machine(tree: &Tree) -> &'static Machine {
         .map(|stride| stride.u64())
         .transpose();
     let stride = or_give_up!(stride, "the GIC").and_then(|stride| usize::try_from(stride).ok());
-    let windows: &'static [Window] = (1..=regions as usize)
-        .map(|n| device(gic, n))
-        .collect::<Vec<_>>()
-        .leak();
-    let redistributors = affinities
-        .iter()
-        .map(|affinity| {
-            let affinity = Affinity::from_mpidr(*affinity);
-            let found = Redistributor::find_in(windows, stride, affinity);
-            Mutex::new(or_give_up!(found, "the GIC redistributors"))
-        })
-        .collect();
+    let windows = fallible::collect((1..=regions as usize).map(|n| device(gic, n)));
+    let windows: &'static [Window] = or_give_up!(windows, "the GIC redistributors").leak();
+    let redistributors = affinities.iter().map(|affinity| {
+        let affinity = Affinity::from_mpidr(*affinity);
+        let found = Redistributor::find_in(windows, stride, affinity);
+        Mutex::new(or_give_up!(found, "the GIC redistributors"))
+    });
+    let redistributors = fallible::collect(redistributors);
+    let redistributors = or_give_up!(redistributors, "the GIC redistributors");
     let vmid_bits = VmidBits::decode(ID_AA64MMFR1_EL1.get());
     machine::set(Machine {
         pcpus,
@@ -437,11 +432,12 @@ fn open_terminal_interrupt(tree: &Tree, machine: &'static Machine) {
 fn start_others(machine: &'static Machine) {
     for cpu in machine.pcpus.iter().skip(1) {
         let stack = or_give_up!(memory::make_stack(cpu.number), "pCPU {}", cpu.number);
-        let start: &'static Start = Box::leak(Box::new(Start {
+        let start = fallible::leak(Start {
             stack,
             argument: cpu.number as u64,
             ..memory::start_values()
-        }));
+        });
+        let start: &'static Start = or_give_up!(start, "pCPU {}", cpu.number);
         // It is read with the MMU off.
         asm::clean_to_poc(core::ptr::from_ref(start).cast(), size_of::<Start>());
         let entry = entry::secondary_entry();
@@ -484,6 +480,7 @@ fn read_manifest(machine: &Machine, pack: Pack) -> (Manifest, &'static [u8]) {
 }
 
 /// Returns the virtual functions that the manifest wants.
+#[cold]
 fn virtual_functions(manifest: &Manifest) -> Vec<pci::Wanted> {
     let wanted = manifest.sriov.iter().filter_map(|sriov| {
         Some(pci::Wanted {
@@ -491,27 +488,32 @@ fn virtual_functions(manifest: &Manifest) -> Vec<pci::Wanted> {
             count: u16::try_from(sriov.vfs).ok()?,
         })
     });
-    wanted.collect()
+    or_give_up!(fallible::collect(wanted), "the virtual functions")
 }
 
 /// Makes and starts the domains of the manifest; `bytes` start with it.
 #[cold]
-fn make_domains(machine: &'static Machine, manifest: &Manifest, bytes: &'static [u8]) {
+fn make_domains(machine: &'static Machine, mut manifest: Manifest, bytes: &'static [u8]) {
+    let domains = core::mem::take(&mut manifest.domains);
     let module = |name: &str| {
         let module = manifest.module(name)?;
         let start = usize::try_from(module.offset).ok()?;
         bytes.get(start..start.checked_add(usize::try_from(module.size).ok()?)?)
     };
-    let reserve = HEAP_RESERVE + HEAP_PER_DOMAIN * manifest.domains.len();
+    let reserve = HEAP_RESERVE + HEAP_PER_DOMAIN * domains.len();
     or_give_up!(memory::reserve_heap(reserve), "the heap");
-    for (id, config) in manifest.domains.iter().enumerate() {
-        let payload = match payload(config, &module) {
+    for (id, config) in domains.into_iter().enumerate() {
+        let payload = match payload(&config, &module) {
             Ok(payload) => payload,
-            Err(name) => give_up(format_args!("module {name} lies outside the image")),
+            Err(Missing::Module(name)) => {
+                give_up(format_args!("module {name} lies outside the image"))
+            }
+            Err(Missing::Memory) => give_up(format_args!("there is no memory to note the modules")),
         };
+        let name = or_give_up!(fallible::text(&config.name), "a domain's name");
         let id = u32::try_from(id).expect("domains are counted in memory");
-        if let Err(error) = Domain::make(id, config.clone(), payload) {
-            error!("domain {} cannot be made: {error}", config.name);
+        if let Err(error) = Domain::make(id, config, payload) {
+            error!("domain {name} cannot be made: {error}");
         }
     }
     domain::each(|domain| assign(machine, domain));
@@ -570,12 +572,20 @@ fn wait(machine: &Machine, milliseconds: u32) {
     asm::isb();
 }
 
-/// Finds the modules of a domain; returns the name of one that is not there.
+/// What of a domain's payload is not there.
+enum Missing<'m> {
+    /// The module of this name.
+    Module(&'m str),
+    /// Memory to note the modules.
+    Memory,
+}
+
+/// Finds the modules of a domain.
 fn payload<'m>(
     config: &'m manifest::Domain,
     module: &impl Fn(&str) -> Option<&'static [u8]>,
-) -> Result<Payload, &'m str> {
-    let find = |name: &'m str| module(name).ok_or(name);
+) -> Result<Payload, Missing<'m>> {
+    let find = |name: &'m str| module(name).ok_or(Missing::Module(name));
     let mut payload = Payload {
         code: find(config.payload.module())?,
         firmware: matches!(config.payload, manifest::Payload::Firmware(_)),
@@ -585,7 +595,9 @@ fn payload<'m>(
         payload.initrd = Some(find(initrd)?);
     }
     for name in &config.modules {
-        payload.modules.push((String::from(name), find(name)?));
+        let own = fallible::text(name).map_err(|_| Missing::Memory)?;
+        let module = (own, find(name)?);
+        fallible::push(&mut payload.modules, module).map_err(|_| Missing::Memory)?;
     }
     Ok(payload)
 }

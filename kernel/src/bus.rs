@@ -7,9 +7,10 @@ use crate::domain::Domain;
 use crate::mmio::Mmio;
 use crate::passthrough::{AssignError, Assigned};
 use crate::physical::{self, Messages, Resetting};
+use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering};
-use kernel::layout;
+use kernel::{fallible, layout};
 use pci::Progress;
 use vpci::{
     BarIndex, BusAddress, BusError, BusRange, Claimed, ConfigAccess, Decoder, Effect, Emulated,
@@ -193,7 +194,7 @@ impl Bus {
                     && function.config_write(access, value)
                     && let Some(reset) = self.carry_out(domain, id)
                 {
-                    return Answer::Resetting(Scope::Function(id), alloc::vec![reset]);
+                    return Answer::Resetting(Scope::Function(id), only(reset));
                 }
             }
             Some(Owner::Port(bus)) => match self.bus.write_port(bus, access, value) {
@@ -245,7 +246,7 @@ impl Bus {
                 if assigned.store(bar, offset, mmio.bytes(), value)
                     && let Some(reset) = self.carry_out(domain, function)
                 {
-                    return Answer::Resetting(Scope::Function(function), alloc::vec![reset]);
+                    return Answer::Resetting(Scope::Function(function), only(reset));
                 }
                 Answer::Done(0)
             }
@@ -312,14 +313,12 @@ impl Bus {
     }
 
     /// Returns the functions of device models, by name: all that there are.
-    pub(crate) fn emulated(&self) -> Vec<(Sbdf, u32)> {
+    pub(crate) fn emulated(&self) -> Result<Vec<(Sbdf, u32)>, TryReserveError> {
         let present = self.bus.functions_present();
-        present
-            .filter_map(|(sbdf, owner)| match owner {
-                Owner::Ioreq(server) => Some((sbdf, server)),
-                _ => None,
-            })
-            .collect()
+        fallible::collect(present.filter_map(|(sbdf, owner)| match owner {
+            Owner::Ioreq(server) => Some((sbdf, server)),
+            _ => None,
+        }))
     }
 
     /// Lets the functions below a port know what gets through it now.
@@ -590,6 +589,15 @@ pub(crate) fn step(resets: &mut Vec<Resetting>) -> Option<u32> {
         }
     });
     wait
+}
+
+/// Returns a list of one reset. Without memory it is given up, which is told, and the function counts as
+/// broken.
+fn only(reset: Resetting) -> Vec<Resetting> {
+    fallible::collect([reset]).unwrap_or_else(|_| {
+        error!("a function is not reset: there is no memory to note it");
+        Vec::new()
+    })
 }
 
 /// Keeps the name of what takes messages in one place.

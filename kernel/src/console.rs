@@ -12,6 +12,7 @@
 //! Ctrl-] and a digit give the terminal to another domain, Ctrl-] h lists them, Ctrl-] twice sends
 //! the character itself.
 
+use crate::fallible;
 use alloc::collections::{TryReserveError, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -71,15 +72,8 @@ impl Console {
     pub fn attach(&mut self, id: u32, name: &str, focus: bool) -> Result<(), TryReserveError> {
         let mut line = Vec::new();
         line.try_reserve_exact(LINE)?;
-        let mut own = String::new();
-        own.try_reserve_exact(name.len())?;
-        own.push_str(name);
-        self.domains.try_reserve(1)?;
-        self.domains.push(Writer {
-            id,
-            name: own,
-            line,
-        });
+        let name = fallible::text(name)?;
+        fallible::push(&mut self.domains, Writer { id, name, line })?;
         if focus || self.focus.is_none() {
             self.focus = Some(id);
         }

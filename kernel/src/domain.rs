@@ -9,6 +9,7 @@ use crate::physical::{self, Dma, Mastered, Resetting};
 use crate::servers::{Link, Serving};
 use crate::vcpu::{Vcpu, VcpuRef};
 use crate::{machine, sched, terminal};
+use alloc::collections::TryReserveError;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -20,10 +21,9 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kernel::frames::Run;
 use kernel::intx;
-use kernel::layout;
-use kernel::size;
 use kernel::uart::Uart;
 use kernel::wired::Wired;
+use kernel::{fallible, layout, size};
 use spin::Mutex;
 
 /// A domain.
@@ -446,7 +446,9 @@ impl Domain {
                 )
                 .map_err(|_| MakeError::NoMemory("its tables"))?;
         }
-        let affinities: Vec<u64> = (0..vcpus).map(layout::affinity).collect();
+        let no_memory = |_| MakeError::NoMemory("its vCPUs");
+        let affinities = (0..vcpus).map(layout::affinity);
+        let affinities = fallible::collect(affinities).map_err(no_memory)?;
         let interrupts = Interrupts::new(&affinities, config.host_bridge)
             .map_err(|_| MakeError::NoMemory("its interrupt controller"))?;
         let vmid = machine::get()
@@ -478,14 +480,15 @@ impl Domain {
             .online()
             .find(may)
             .map_or(0, |cpu| cpu.number);
-        let domain = Arc::new(Self {
+        let vcpus = affinities
+            .iter()
+            .enumerate()
+            .map(|(index, affinity)| Vcpu::new(index, *affinity | 1 << 31, home));
+        let vcpus = fallible::collect(vcpus).map_err(no_memory)?;
+        let domain = memory::try_arc(Self {
             id,
             priority: config.priority as usize,
-            vcpus: affinities
-                .iter()
-                .enumerate()
-                .map(|(index, affinity)| Vcpu::new(index, *affinity | 1 << 31, home))
-                .collect(),
+            vcpus,
             memory,
             payload,
             interrupts,
@@ -506,7 +509,8 @@ impl Domain {
             vmid,
             vttbr,
             config,
-        });
+        })
+        .map_err(|_| MakeError::NoMemory("itself"))?;
         let no_memory = |_| MakeError::NoMemory("its console");
         terminal::attach(id, &domain.config.name, domain.config.console).map_err(no_memory)?;
         let mut domains = DOMAINS.lock();
@@ -606,14 +610,13 @@ impl Domain {
     }
 
     /// Returns where the modules are mapped, by name.
-    pub(crate) fn modules(&self) -> Vec<(String, Range<u64>)> {
+    pub(crate) fn modules(&self) -> Result<Vec<(&str, Range<u64>)>, TryReserveError> {
         let mut at = layout::MODULES;
-        let mut ranges = Vec::new();
-        for (name, module) in &self.payload.modules {
-            ranges.push((name.clone(), at..at + module.len() as u64));
+        fallible::collect(self.payload.modules.iter().map(|(name, module)| {
+            let start = at;
             at += (module.len() as u64).next_multiple_of(BLOCK_2M);
-        }
-        ranges
+            (name.as_str(), start..start + module.len() as u64)
+        }))
     }
 }
 

@@ -1,8 +1,11 @@
 //! The device tree that a domain gets (Devicetree Specification 0.4, and Linux's bindings).
 
+use crate::fallible;
 use crate::layout::{self, affinity};
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt::{self, Write as _};
 use core::ops::Range;
 use dt::{WriteError, Writer};
 
@@ -20,9 +23,9 @@ pub struct Platform<'a> {
     /// Where the initial RAM disk is.
     pub initrd: Option<Range<u64>>,
     /// Modules that are mapped: their names and where they are.
-    pub modules: &'a [(String, Range<u64>)],
+    pub modules: &'a [(&'a str, Range<u64>)],
     /// The ioreq servers of a device model.
-    pub servers: &'a [Server],
+    pub servers: &'a [Arc<Server>],
 }
 
 /// An ioreq server, as its device model finds it.
@@ -120,9 +123,39 @@ fn node(
     address: u64,
     content: impl FnOnce(&mut Writer) -> Result<(), WriteError>,
 ) -> Result<(), WriteError> {
-    tree.begin(&alloc::format!("{name}@{address:x}"))?;
+    begin(tree, name, address)?;
     content(tree)?;
     tree.end()
+}
+
+/// Begins a node with an address in its name.
+fn begin(tree: &mut Writer, name: &str, address: u64) -> Result<(), WriteError> {
+    let mut text = Text::default();
+    write!(text, "{name}@{address:x}").map_err(|_| WriteError::Name)?;
+    tree.begin(text.get().ok_or(WriteError::Name)?)
+}
+
+/// A short text that needs no heap.
+#[derive(Default)]
+struct Text {
+    bytes: [u8; 32],
+    len: usize,
+}
+
+impl Text {
+    fn get(&self) -> Option<&str> {
+        core::str::from_utf8(self.bytes.get(..self.len)?).ok()
+    }
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = self.len + text.len();
+        let place = self.bytes.get_mut(self.len..end).ok_or(fmt::Error)?;
+        place.copy_from_slice(text.as_bytes());
+        self.len = end;
+        Ok(())
+    }
 }
 
 fn chosen(tree: &mut Writer, platform: &Platform<'_>) -> Result<(), WriteError> {
@@ -153,7 +186,7 @@ fn cpus(tree: &mut Writer, count: usize) -> Result<(), WriteError> {
 }
 
 fn gic(tree: &mut Writer, platform: &Platform<'_>) -> Result<(), WriteError> {
-    tree.begin(&alloc::format!("intc@{:x}", layout::GICD.start))?;
+    begin(tree, "intc", layout::GICD.start)?;
     tree.string("compatible", "arm,gic-v3")?;
     tree.flag("interrupt-controller")?;
     tree.u32("#interrupt-cells", 3)?;
@@ -227,24 +260,23 @@ fn host_bridge(tree: &mut Writer) -> Result<(), WriteError> {
         tree.cells("bus-range", &[0, 255])?;
         tree.u32("linux,pci-domain", 0)?;
         tree.flag("dma-coherent")?;
-        let mut ranges = Vec::new();
-        for (space, window) in [(MEMORY_32, layout::PCI_32), (MEMORY_64, layout::PCI_64)] {
+        let windows = [(MEMORY_32, layout::PCI_32), (MEMORY_64, layout::PCI_64)];
+        let ranges = windows.map(|(space, window)| {
             let size = window.end - window.start;
             let (upper, lower) = (high(window.start), low(window.start));
-            ranges.extend([space, upper, lower, upper, lower, high(size), low(size)]);
-        }
-        tree.cells("ranges", &ranges)?;
+            [space, upper, lower, upper, lower, high(size), low(size)]
+        });
+        tree.cells("ranges", ranges.as_flattened())?;
         tree.cells("msi-map", &[0, ITS, 0, 0x1_0000])?;
         // Which SPI a slot's pin has turns with the slot, so that devices spread over all four.
         tree.cells("interrupt-map-mask", &[0x1800, 0, 0, 7])?;
-        let mut map = Vec::new();
-        for slot in 0..4 {
-            for pin in 0..4 {
+        let map: [_; 4] = [0, 1, 2, 3].map(|slot| {
+            [0, 1, 2, 3].map(|pin| {
                 let spi = layout::INTX_SPI + (slot + pin) % 4;
-                map.extend([slot << 11, 0, 0, pin + 1, GIC, 0, 0, SPI, spi, LEVEL_HIGH]);
-            }
-        }
-        tree.cells("interrupt-map", &map)
+                [slot << 11, 0, 0, pin + 1, GIC, 0, 0, SPI, spi, LEVEL_HIGH]
+            })
+        });
+        tree.cells("interrupt-map", map.as_flattened().as_flattened())
     })
 }
 
@@ -257,12 +289,10 @@ fn server(tree: &mut Writer, server: &Server) -> Result<(), WriteError> {
         tree.string("isthmus,name", &server.name)?;
         tree.string("isthmus,target", &server.target)?;
         tree.cells("isthmus,functions", &server.functions)?;
-        let memory: Vec<u64> = server
-            .memory
-            .iter()
-            .flat_map(|(ipa, size, local)| [*ipa, *size, *local])
-            .collect();
-        tree.numbers("isthmus,memory", &memory)?;
+        let numbers = |(ipa, size, local): &(u64, u64, u64)| [*ipa, *size, *local];
+        let memory = fallible::collect(server.memory.iter().map(numbers));
+        let memory = memory.map_err(|_| WriteError::OutOfMemory)?;
+        tree.numbers("isthmus,memory", memory.as_flattened())?;
         tree.u64("isthmus,doorbell", server.doorbell)
     })
 }
@@ -354,8 +384,9 @@ mod tests {
             functions: [0x10].into(),
             memory: [(0x4000_0000, 0x2000_0000, 0x72_0000_0000)].into(),
             doorbell: layout::DOORBELL,
-        }];
-        let modules = [("disk".into(), 0x71_0000_0000..0x71_0100_0000)];
+        }
+        .into()];
+        let modules = [("disk", 0x71_0000_0000..0x71_0100_0000)];
         let platform = Platform {
             servers: &servers,
             modules: &modules,

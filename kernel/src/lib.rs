@@ -1,9 +1,11 @@
 //! What of the hypervisor can be tested on the host.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(test), warn(clippy::disallowed_macros, clippy::disallowed_methods))]
 
 extern crate alloc;
 
 pub mod console;
+pub mod fallible;
 pub mod features;
 pub mod frames;
 pub mod guest_tree;

@@ -61,54 +61,67 @@ pub(crate) fn start(domain: &Arc<Domain>) -> Result<(), MakeError> {
     info!("domain {} starts", domain.name());
     let first = domain.reference(0);
     let mut emulated = match &domain.pci {
-        Some(bus) => bus.lock().emulated(),
+        Some(bus) => {
+            let emulated = bus.lock().emulated();
+            emulated.map_err(|_| MakeError::NoMemory("the resets of its functions"))?
+        }
         None => Vec::new(),
     };
     while let Some((sbdf, server)) = emulated.pop() {
         if let Sent::Asked(asked) = servers::send_reset(domain, 0, server, sbdf) {
             let pending = Pending::DomainReset(asked, emulated);
-            power_on_waiting(&first, entry, argument, pending);
-            return Ok(());
+            return power_on_waiting(&first, entry, argument, pending);
         }
     }
-    if !power_on(&first, entry, argument) {
+    if !power_on(&first, entry, argument)? {
         error!("domain {}: its first vCPU is not off", domain.name());
     }
     Ok(())
 }
 
 /// Puts a vCPU that is off into the state in which it starts; `run` is its lock.
-fn initialize(vcpu: &VcpuRef, run: &Run, entry: u64, argument: u64) {
+fn initialize(vcpu: &VcpuRef, run: &Run, entry: u64, argument: u64) -> Result<(), MakeError> {
     assert!(run.activity == Activity::Off && run.loaded.is_none());
     // SAFETY: it is off and loaded nowhere, and `run` is locked.
     let state = unsafe { &mut *vcpu.get().state() };
+    if state.pending.is_some() {
+        let room = state.stale.try_reserve(1);
+        room.map_err(|_| MakeError::NoMemory("what its device models have yet to answer"))?;
+    }
     let mut stale = core::mem::take(&mut state.stale);
     stale.extend(state.pending.take().and_then(Pending::into_asked));
     *state = State::new(entry, argument);
     state.stale = stale;
     vcpu.get().take_requests();
+    Ok(())
 }
 
 /// Starts a vCPU that first waits for something.
-fn power_on_waiting(vcpu: &VcpuRef, entry: u64, argument: u64, pending: Pending) {
+fn power_on_waiting(
+    vcpu: &VcpuRef,
+    entry: u64,
+    argument: u64,
+    pending: Pending,
+) -> Result<(), MakeError> {
     let mut run = vcpu.get().run.lock();
-    initialize(vcpu, &run, entry, argument);
+    initialize(vcpu, &run, entry, argument)?;
     // SAFETY: it is off and loaded nowhere, and `run` is locked.
     unsafe { (*vcpu.get().state()).pending = Some(pending) };
     // It looks once by itself: the answer may be there already.
     vcpu.get().request(request::ANSWER);
     sched::make_ready(vcpu, &mut run);
+    Ok(())
 }
 
 /// Starts a vCPU that is off; returns whether it was.
-pub(crate) fn power_on(vcpu: &VcpuRef, entry: u64, argument: u64) -> bool {
+pub(crate) fn power_on(vcpu: &VcpuRef, entry: u64, argument: u64) -> Result<bool, MakeError> {
     let mut run = vcpu.get().run.lock();
     if run.activity != Activity::Off || run.loaded.is_some() {
-        return false;
+        return Ok(false);
     }
-    initialize(vcpu, &run, entry, argument);
+    initialize(vcpu, &run, entry, argument)?;
     sched::make_ready(vcpu, &mut run);
-    true
+    Ok(true)
 }
 
 /// Stops a domain. Its vCPUs end where they are; the caller may be one of them.
@@ -266,14 +279,19 @@ fn load(domain: &Domain) -> Result<(u64, u64), MakeError> {
         }
         None => None,
     };
+    let no_memory = |_| MakeError::NoMemory("its device tree");
+    let (modules, servers) = (
+        domain.modules().map_err(no_memory)?,
+        domain.serving.describe().map_err(no_memory)?,
+    );
     let blob = guest_tree::make(&Platform {
         memory: domain.config.memory,
         vcpus: domain.vcpus.len(),
         host_bridge: domain.config.host_bridge,
         cmdline: &domain.config.cmdline,
         initrd,
-        modules: &domain.modules(),
-        servers: &domain.serving.describe(),
+        modules: &modules,
+        servers: &servers,
     })
     .map_err(|_| MakeError::NoMemory("its device tree"))?;
     if blob.len() as u64 > BLOCK_2M || tree + blob.len() as u64 > ram_end {

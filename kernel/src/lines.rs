@@ -12,6 +12,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use arch::gic::{IntId, Spi, Trigger};
 use dt::{Node, Tree};
+use kernel::fallible;
 use pci::{Header, Hierarchy, InterruptMap, Pin, Widths};
 use spin::Mutex;
 
@@ -41,6 +42,13 @@ struct Users {
     unclaimed: u32,
 }
 
+/// At boot, there is no going on without them.
+fn no_memory() -> ! {
+    crate::panic::give_up(format_args!(
+        "there is no memory to note the PCI interrupts"
+    ))
+}
+
 impl Lines {
     /// Finds the lines, and silences the pins of all functions.
     #[cold]
@@ -68,7 +76,9 @@ impl Lines {
                 }
                 Some((pin, index))
             });
-            lines.pins.push(place);
+            if fallible::push(&mut lines.pins, place).is_err() {
+                no_memory();
+            }
         }
         lines
     }
@@ -85,11 +95,14 @@ impl Lines {
         let mut distributor = machine::get().distributor.lock();
         let spi = distributor.spi(id).ok()?;
         distributor.configure(spi, Trigger::Level);
-        self.lines.push(Line {
+        let line = Line {
             spi,
             usable: true,
             users: Mutex::default(),
-        });
+        };
+        if fallible::push(&mut self.lines, line).is_err() {
+            no_memory();
+        }
         Some(self.lines.len() - 1)
     }
 

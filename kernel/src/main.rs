@@ -12,6 +12,7 @@
 //! only stack, and a vCPU that has to wait is left in its structure while another one gets the pCPU.
 //! What is pure logic is in the library beside this program and in the crates below it.
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![warn(clippy::disallowed_macros, clippy::disallowed_methods)]
 #![cfg_attr(
     all(target_os = "none", not(all(feature = "ioreq", feature = "vpci"))),
     expect(dead_code, reason = "what only the part that is left out uses")

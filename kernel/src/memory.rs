@@ -11,6 +11,7 @@
 //! read-write. Tables are made with the MMU off by `isthmus_early`, just enough to reach the image
 //! and the device tree, out of pages in the image; the rest follows once the device tree is read.
 
+use alloc::sync::Arc;
 use arch::address::{BLOCK_2M, PAGE_SIZE, Pa, Va};
 use arch::dma;
 use arch::entry::{self, Image, STACK_SIZE, Start};
@@ -455,15 +456,54 @@ impl dma::Pool for DmaPool {
     }
 }
 
+/// There is no memory for something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoMemory;
+
 /// EL2's heap. It grows by frames when it is full.
 struct GrowingHeap {
     heap: Mutex<Heap<32>>,
+    /// What `try_arc` sets aside.
+    promised: Mutex<Option<Promise>>,
 }
+
+/// A block for the next allocation of just this layout on one pCPU, if that fails otherwise.
+struct Promise {
+    cpu: u64,
+    layout: Layout,
+    block: NonNull<u8>,
+}
+
+// SAFETY: the block is nobody's until it is given out.
+unsafe impl Send for Promise {}
 
 #[global_allocator]
 static HEAP: GrowingHeap = GrowingHeap {
     heap: Mutex::new(Heap::empty()),
+    promised: Mutex::new(None),
 };
+
+/// Puts a value into an `Arc`.
+///
+/// `Arc::new` ends the program when the heap is exhausted, and stable Rust has no other way to make one. So
+/// a block is set aside first, which the allocator gives out should there be nothing else.
+pub(crate) fn try_arc<T>(value: T) -> Result<Arc<T>, NoMemory> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock();
+    let layout = kernel::fallible::arc_layout::<T>().ok_or(NoMemory)?;
+    // SAFETY: the layout has a size: that of two counters at least.
+    let block = NonNull::new(unsafe { HEAP.alloc(layout) }).ok_or(NoMemory)?;
+    let cpu = sysreg::read!("tpidr_el2");
+    *HEAP.promised.lock() = Some(Promise { cpu, layout, block });
+    #[expect(clippy::disallowed_methods, reason = "what it allocates is set aside")]
+    let made = Arc::new(value);
+    let unused = HEAP.promised.lock().take();
+    if let Some(unused) = unused {
+        // SAFETY: it was allocated above with this layout, and not given out.
+        unsafe { HEAP.dealloc(unused.block.as_ptr(), unused.layout) };
+    }
+    Ok(made)
+}
 
 /// Gives the heap so many bytes more, which what a guest does later can take without growing it.
 pub(crate) fn reserve_heap(bytes: usize) -> Result<(), &'static str> {
@@ -472,6 +512,15 @@ pub(crate) fn reserve_heap(bytes: usize) -> Result<(), &'static str> {
 }
 
 impl GrowingHeap {
+    /// Gives out the block that this pCPU set aside for such an allocation.
+    #[cold]
+    fn keep_promise(&self, layout: Layout) -> Option<NonNull<u8>> {
+        let cpu = sysreg::read!("tpidr_el2");
+        let mut promised = self.promised.lock();
+        let promise = promised.take_if(|promise| promise.cpu == cpu && promise.layout == layout)?;
+        Some(promise.block)
+    }
+
     fn grow(&self, layout: Layout) -> Option<()> {
         let least = layout
             .size()
@@ -496,6 +545,7 @@ unsafe impl GlobalAlloc for GrowingHeap {
                 self.grow(layout).ok_or(())?;
                 self.heap.lock().alloc(layout)
             })
+            .or_else(|()| self.keep_promise(layout).ok_or(()))
             .map_or(core::ptr::null_mut(), NonNull::as_ptr)
     }
 

@@ -4,6 +4,7 @@ use crate::bus::Elsewhere;
 use crate::domain::Domain;
 use crate::pcpu::Running;
 use abi::Status;
+use alloc::collections::TryReserveError;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -49,8 +50,8 @@ impl Serving {
         Some(Self)
     }
 
-    pub(crate) fn describe(&self) -> Vec<guest_tree::Server> {
-        Vec::new()
+    pub(crate) fn describe(&self) -> Result<Vec<Arc<guest_tree::Server>>, TryReserveError> {
+        Ok(Vec::new())
     }
 
     pub(crate) fn attach(&self) -> bool {

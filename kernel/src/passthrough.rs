@@ -11,12 +11,12 @@ use arch::mmio::{Bus as _, Foreign};
 use arch::table::{Access, Stage2};
 use core::fmt;
 use kernel::intx::{self, Wiring};
-use kernel::layout;
+use kernel::{fallible, layout};
 use pci::{ClaimError, ResetError};
 use vpci::{
-    BarIndex, BarInfo, BarRead, BarWrite, BuildError, BusAddress, BusError, BusRange, Change,
-    ConfigAccess, Effect, Kind, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
-    Upstream, Vendor,
+    BarIndex, BarRead, BarWrite, BuildError, BusAddress, BusError, BusRange, Change, ConfigAccess,
+    Effect, Kind, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size, Upstream,
+    Vendor,
 };
 
 /// Command (PCI Express Base Specification, 7.5.1.1.3).
@@ -199,7 +199,8 @@ fn map_trapped(model: &Model) -> Result<Vec<(u64, Foreign)>, &'static str> {
                 // SAFETY: registers of the function, which was just taken over; the parts of its
                 // BARs do not overlap, and the guest does not reach them.
                 let window = unsafe { memory::map_device(from, to - from)? };
-                trapped.push((from, Foreign::new(window)));
+                fallible::push(&mut trapped, (from, Foreign::new(window)))
+                    .map_err(|_| "there is no memory to note a device's registers")?;
             }
             Ok::<(), &'static str>(())
         };
@@ -233,12 +234,8 @@ impl Assigned {
         vendor: Vendor,
     ) -> Result<Self, AssignError> {
         let device = &physical.found.devices()[index];
-        let bars: Vec<BarInfo> = device
-            .bars
-            .iter()
-            .flatten()
-            .filter_map(|bar| bar.info())
-            .collect();
+        let bars = device.bars.iter().flatten().filter_map(|bar| bar.info());
+        let bars = fallible::collect(bars).map_err(|_| AssignError::NoMemory)?;
         let line = physical.lines.of(index);
         let port = port_above(domain, slot);
         let setup = Setup {

@@ -20,8 +20,8 @@ use arch::smmu::{self, AddressSpace, Smmu};
 use arch::table::{Access, Format, Invalidate, Stage2, Vmid};
 use core::fmt;
 use dt::{Node, Tree};
-use kernel::layout;
 use kernel::streams::{Fault, Guard, Holder, Second, Translation, Trees};
+use kernel::{fallible, layout};
 use pci::{
     ConfigSpace, Groups, Header, Hierarchy, HostBridge, Owners, Progress, Reset, ResetError,
     RidMap, Wanted,
@@ -275,16 +275,13 @@ pub(crate) struct Aborted<'t>(Vec<(Node<'t>, Window)>);
 
 /// Makes every SMMU abort everything: the first thing that is done to any device but the terminal.
 pub(crate) fn abort_dma(tree: &Tree) -> Aborted<'_> {
-    let nodes = tree.compatible("arm,smmu-v3");
-    Aborted(
-        nodes
-            .map(|node| {
-                let window = map(node, 0);
-                or_give_up!(smmu::abort_all(&window), node);
-                (node, window)
-            })
-            .collect(),
-    )
+    let mut aborted = Vec::new();
+    for node in tree.compatible("arm,smmu-v3") {
+        let window = map(node, 0);
+        or_give_up!(smmu::abort_all(&window), node);
+        or_give_up!(fallible::push(&mut aborted, (node, window)), node);
+    }
+    Aborted(aborted)
 }
 
 /// Finds the ITS, the SMMUs and the PCI functions of the machine, and enables the virtual functions that
@@ -344,11 +341,11 @@ fn find(
             "there is no memory to note which PCI functions go together"
         ))
     };
-    let smmus = aborted
-        .0
-        .into_iter()
-        .filter_map(|(node, window)| iommu(node, window, streams.as_ref()))
-        .collect();
+    let smmus = aborted.0.into_iter();
+    let smmus = smmus.filter_map(|(node, window)| iommu(node, window, streams.as_ref()));
+    let smmus = or_give_up!(fallible::collect(smmus), node);
+    let masters = found.devices().iter().map(|_| Mutex::default());
+    let masters = or_give_up!(fallible::collect(masters), node);
     let Ok(owners) = Owners::new(&found) else {
         give_up(format_args!(
             "there is no memory to note who has which PCI function"
@@ -365,7 +362,7 @@ fn find(
     Physical {
         lines: Lines::find(tree, node, &config, &found),
         owners: Mutex::new(owners),
-        masters: found.devices().iter().map(|_| Mutex::default()).collect(),
+        masters,
         config,
         found,
         groups,
@@ -393,9 +390,10 @@ fn host_bridge(node: Node<'_>) -> (Ecam, HostBridge) {
     let number = |bus: u32| u8::try_from(bus).unwrap_or(u8::MAX);
     let first_bus = number(buses[0]);
     let last_bus = number(buses[1].min(buses[0].saturating_add(reach)));
-    let windows = or_give_up!(node.ranges(), node)
-        .filter_map(|range| pci::Window::decode(range.flags, range.child, range.parent, range.size))
-        .collect();
+    let windows = or_give_up!(node.ranges(), node).filter_map(|range| {
+        pci::Window::decode(range.flags, range.child, range.parent, range.size)
+    });
+    let windows = or_give_up!(fallible::collect(windows), node);
     let Ok(segment) = u16::try_from(segment) else {
         give_up(format_args!(
             "{}: linux,pci-domain is above 65535",
@@ -450,7 +448,7 @@ fn iommu(node: Node<'_>, window: Window, streams: Option<&RidMap>) -> Option<Iom
             .map(|interrupt| interrupt.intid)
     };
     Some(Iommu {
-        name: alloc::format!("{}", node.path()),
+        name: or_give_up!(fallible::display(node.path()), node),
         phandle,
         interrupts: [number("eventq"), number("gerror")],
         state: Mutex::new(IommuState {

@@ -11,6 +11,7 @@ const SUCCESS: u64 = 0;
 const INVALID_PARAMETERS: u64 = -2i64 as u64;
 const DENIED: u64 = -3i64 as u64;
 const ALREADY_ON: u64 = -4i64 as u64;
+const INTERNAL_FAILURE: u64 = -6i64 as u64;
 const INVALID_ADDRESS: u64 = -9i64 as u64;
 
 /// PSCI_VERSION: 1.1.
@@ -108,10 +109,10 @@ fn cpu_on(running: &Running<'_>, target: u64, entry: u64, context: u64) -> u64 {
     if *lifecycle != lifecycle::Lifecycle::Running {
         return DENIED;
     }
-    if lifecycle::power_on(&running.domain.reference(index), entry, context) {
-        SUCCESS
-    } else {
-        ALREADY_ON
+    match lifecycle::power_on(&running.domain.reference(index), entry, context) {
+        Ok(true) => SUCCESS,
+        Ok(false) => ALREADY_ON,
+        Err(_) => INTERNAL_FAILURE,
     }
 }
 

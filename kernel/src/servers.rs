@@ -5,10 +5,11 @@
 
 use crate::bus::Elsewhere;
 use crate::domain::Domain;
-use crate::memory::{self, TableFrames};
+use crate::memory::{self, TableFrames, try_arc};
 use crate::pcpu::Running;
 use crate::sched;
 use abi::{MapFlags, NONE, Status};
+use alloc::collections::TryReserveError;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -18,7 +19,7 @@ use ioreq::{
     AttachError, EventSet, Kind, Layout, Line, PostedWrite, Poster, PublishError, Request, Server,
     ServerWork, Sleep, Wake,
 };
-use kernel::{guest_tree, layout, size};
+use kernel::{fallible, guest_tree, layout, size};
 use manifest::Grant;
 use spin::Mutex;
 use vpci::{BusAddress, BusRange, ClaimError, Decoder, Sbdf};
@@ -39,7 +40,7 @@ pub(crate) struct Link {
     server: Server<'static>,
     poster: Mutex<Poster>,
     /// What the device model finds in its device tree.
-    description: Mutex<guest_tree::Server>,
+    description: Arc<guest_tree::Server>,
 }
 
 /// What a device-model domain has.
@@ -87,19 +88,20 @@ impl Serving {
     }
 
     /// Returns what the device model's device tree says of its servers.
-    pub(crate) fn describe(&self) -> Vec<guest_tree::Server> {
-        self.links
-            .lock()
-            .iter()
-            .map(|link| link.description.lock().clone())
-            .collect()
+    pub(crate) fn describe(&self) -> Result<Vec<Arc<guest_tree::Server>>, TryReserveError> {
+        let links = self.links.lock();
+        fallible::collect(links.iter().map(|link| link.description.clone()))
+    }
+
+    /// Returns the servers. The lock is not held meanwhile.
+    fn each(&self) -> impl Iterator<Item = Arc<Link>> {
+        (0..).map_while(|id| self.link(id))
     }
 
     /// Makes the rings ready for a device model that starts. Returns `false` if a target's vCPU has
     /// yet to take back what it asked the instance before: it has been told, so try again soon.
     pub(crate) fn attach(&self) -> bool {
-        let links = self.links.lock().clone();
-        links.iter().all(|link| {
+        self.each().all(|link| {
             loop {
                 match link.server.attach(&mut link.poster.lock()) {
                     Ok(()) | Err(AttachError::Attached) => return true,
@@ -116,8 +118,7 @@ impl Serving {
 
     /// The device model is gone: who waits for it gets what hardware answers where nothing is.
     pub(crate) fn detach(&self) {
-        let links = self.links.lock().clone();
-        for link in links {
+        for link in self.each() {
             link.server.detach();
             if let Some(target) = link.target.upgrade() {
                 for slot in link.server.outstanding() {
@@ -251,6 +252,18 @@ pub(crate) enum LinkError {
     Slot(vpci::BusError),
 }
 
+impl From<TryReserveError> for LinkError {
+    fn from(_: TryReserveError) -> Self {
+        Self::NoMemory
+    }
+}
+
+impl From<memory::NoMemory> for LinkError {
+    fn from(_: memory::NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
 impl core::fmt::Display for LinkError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
@@ -287,17 +300,12 @@ pub(crate) fn link(
             u32::try_from(target.links.lock().len()).map_err(|_| LinkError::NoMemory)?;
         let mut functions = Vec::new();
         {
-            let backend = manifest::Backend::Server(config.name.clone());
+            let is_own = |function: &&manifest::Function| matches!(&function.backend, manifest::Backend::Server(name) if *name == config.name);
             let mut pci = target.pci.as_ref().ok_or(LinkError::NoTarget)?.lock();
-            for function in target
-                .config
-                .functions
-                .iter()
-                .filter(|f| f.backend == backend)
-            {
+            for function in target.config.functions.iter().filter(is_own) {
+                fallible::push(&mut functions, u32::from(function.slot))?;
                 pci.add_emulated(function.slot, in_target)
                     .map_err(LinkError::Slot)?;
-                functions.push(u32::from(function.slot));
             }
         }
         let map = |ipa: u64, pa, len| {
@@ -310,7 +318,7 @@ pub(crate) fn link(
         };
         map(ring_at, run.start, bytes)?;
         let mut granted = Vec::new();
-        for (start, end) in grants(&config.memory, target.config.memory) {
+        for (start, end) in grants(&config.memory, target.config.memory)? {
             for extent in target.memory.ram() {
                 let from = start.max(extent.ipa);
                 let to = end.min(extent.ipa + extent.run.len);
@@ -320,44 +328,45 @@ pub(crate) fn link(
                 let local = window + (from - start);
                 let pa = Pa::new(extent.run.start.get() + (from - extent.ipa));
                 map(local, pa, to - from)?;
-                granted.push((from, to - from, local));
+                fallible::push(&mut granted, (from, to - from, local))?;
             }
             window += (end - start).next_multiple_of(BLOCK_1G);
         }
         let description = guest_tree::Server {
             id,
-            name: config.name.clone(),
-            target: config.target.clone(),
+            name: fallible::text(&config.name)?,
+            target: fallible::text(&config.target)?,
             ring: ring_at..ring_at + bytes,
             functions,
             memory: granted,
             doorbell: layout::DOORBELL,
         };
-        let link = Arc::new(Link {
+        let link = try_arc(Link {
             id,
             in_target,
-            name: config.name.clone(),
+            name: fallible::text(&config.name)?,
             owner: Arc::downgrade(owner),
             target: Arc::downgrade(&target),
             server,
             poster: Mutex::new(poster),
-            description: Mutex::new(description),
-        });
-        target.links.lock().push(link.clone());
-        owner.serving.links.lock().push(link);
+            description: try_arc(description)?,
+        })?;
+        fallible::push(&mut *target.links.lock(), link.clone())?;
+        fallible::push(&mut *owner.serving.links.lock(), link)?;
     }
     Ok(())
 }
 
 /// Returns the ranges of a target's memory that a grant covers. Each gets a window of its own.
-fn grants(grant: &Grant, memory: u64) -> Vec<(u64, u64)> {
+fn grants(grant: &Grant, memory: u64) -> Result<Vec<(u64, u64)>, TryReserveError> {
     match grant {
-        Grant::None => Vec::new(),
-        Grant::All => alloc::vec![(layout::RAM, layout::RAM + memory)],
-        Grant::Ranges(ranges) => ranges
-            .iter()
-            .map(|range| (range.base, range.base.saturating_add(range.size)))
-            .collect(),
+        Grant::None => Ok(Vec::new()),
+        Grant::All => fallible::collect([(layout::RAM, layout::RAM + memory)]),
+        Grant::Ranges(ranges) => {
+            let range =
+                |range: &manifest::GuestRange| (range.base, range.base.saturating_add(range.size));
+            fallible::collect(ranges.iter().map(range))
+        }
     }
 }
 

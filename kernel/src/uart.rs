@@ -53,10 +53,45 @@ const RSR_OE: u32 = 1 << 3;
 /// UARTPeriphID0 to 3 and UARTPCellID0 to 3 (3.3.15 on): part 0x011, Arm, revision r1p5.
 const IDENTIFICATION: [u32; 8] = [0x11, 0x10, 0x34, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 
+/// The receive FIFO itself: a ring, whose oldest character is at `first`.
+#[derive(Debug, Default)]
+struct Fifo {
+    characters: [u8; FIFO],
+    first: usize,
+    len: usize,
+}
+
+impl Fifo {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Adds a character; who calls has looked whether there is room.
+    fn push_back(&mut self, character: u8) {
+        self.characters[(self.first + self.len) % FIFO] = character;
+        self.len += 1;
+    }
+
+    fn pop_front(&mut self) -> Option<u8> {
+        self.len = self.len.checked_sub(1)?;
+        let character = self.characters[self.first];
+        self.first = (self.first + 1) % FIFO;
+        Some(character)
+    }
+}
+
 /// A domain's UART.
 #[derive(Debug)]
 pub struct Uart {
-    received: VecDeque<u8>,
+    received: Fifo,
     backlog: VecDeque<u8>,
     lost: bool,
     error: u32,
@@ -74,7 +109,7 @@ pub struct Uart {
 impl Default for Uart {
     fn default() -> Self {
         Self {
-            received: VecDeque::with_capacity(FIFO),
+            received: Fifo::default(),
             backlog: VecDeque::new(),
             lost: false,
             error: 0,
