@@ -238,12 +238,12 @@ impl Interrupts {
         self.vgic.lock().msi(device, event, &mut host)
     }
 
-    /// Returns whether the loaded vCPU has an interrupt to take.
+    /// Returns whether the loaded vCPU has an interrupt to take, or the ITS commands that may give it one.
     pub(crate) fn pending(&self, domain: &Domain, vcpu: &Vcpu) -> bool {
         let mut vgic = self.vgic.lock();
         let mut host = Kernel::new(domain);
         take_back(&mut vgic, vcpu, &mut host);
-        let pending = vgic.pending(vcpu.index, virt::read_vmcr());
+        let pending = vgic.has_commands() || vgic.pending(vcpu.index, virt::read_vmcr());
         drop(vgic);
         host.finish();
         pending
@@ -264,11 +264,7 @@ impl Interrupts {
         if vgic.has_commands() {
             vgic.process(COMMANDS, &mut host);
         }
-        // What is new only needs a free list register, unless what is listed has changed.
-        if vgic.used(vcpu.index) != 0 || vgic.needs_sync(vcpu.index) {
-            take_back(&mut vgic, vcpu, &mut host);
-        }
-        fill(&mut vgic, vcpu);
+        fill(&mut vgic, vcpu, &mut host);
         if vgic.has_commands() {
             // The rest follows at once, but with interrupts taken in between.
             let own = gic::Affinity::from_mpidr(pcpu::this().mpidr);
@@ -282,7 +278,7 @@ impl Interrupts {
     pub(crate) fn save(&self, domain: &Domain, vcpu: &Vcpu, state: &mut State) {
         let mut vgic = self.vgic.lock();
         let mut host = Kernel::new(domain);
-        take_back(&mut vgic, vcpu, &mut host);
+        vgic.unload(vcpu.index, &mut Hardware, &mut host);
         let machine = machine::get();
         state.interface.save(&machine.interface, 0);
         for number in TIMERS {
@@ -295,7 +291,7 @@ impl Interrupts {
     }
 
     /// Loads the virtual CPU interface of a vCPU.
-    pub(crate) fn restore(&self, vcpu: &Vcpu, state: &State) {
+    pub(crate) fn restore(&self, domain: &Domain, vcpu: &Vcpu, state: &State) {
         let mut vgic = self.vgic.lock();
         let machine = machine::get();
         state.interface.restore(&machine.interface);
@@ -304,14 +300,17 @@ impl Interrupts {
                 machine.set_active(pcpu::this(), local(number), true);
             }
         }
-        fill(&mut vgic, vcpu);
+        let mut host = Kernel::new(domain);
+        fill(&mut vgic, vcpu, &mut host);
+        drop(vgic);
+        host.finish();
     }
 
     /// Empties the virtual CPU interface of a vCPU that does not come back.
     pub(crate) fn discard(&self, domain: &Domain, vcpu: &Vcpu) {
         let mut vgic = self.vgic.lock();
         let mut host = Kernel::new(domain);
-        take_back(&mut vgic, vcpu, &mut host);
+        vgic.unload(vcpu.index, &mut Hardware, &mut host);
         let machine = machine::get();
         virt::init(&machine.interface);
         for number in TIMERS {
@@ -336,34 +335,51 @@ fn intid(number: u32) -> Intid {
     Intid::new(number as u16)
 }
 
-/// Takes back what the list registers of the loaded vCPU hold.
-fn take_back(vgic: &mut Vgic, vcpu: &Vcpu, host: &mut Kernel<'_>) {
-    // What was listed while the vCPU ran, and has not come into hardware yet, is taken back too.
-    if !vgic.lists(vcpu.index) {
-        return;
+/// The virtual CPU interface of this pCPU.
+struct Hardware;
+
+impl vgic::Interface for Hardware {
+    fn hcr(&self) -> u64 {
+        virt::read_hcr()
     }
-    let used = vgic.used(vcpu.index);
-    let mut lrs = [0; virt::MAX_LIST_REGISTERS];
-    let hcr = virt::read_hcr();
-    virt::read_lrs(&mut lrs[..used]);
-    vgic.sync(vcpu.index, hcr, &lrs[..used], host);
-    // What is left in hardware means nothing, and must raise no maintenance interrupt.
-    virt::write_hcr(0);
-    vcpu.request(request::INTERRUPTS);
+
+    fn set_hcr(&mut self, value: u64) {
+        virt::write_hcr(value);
+    }
+
+    fn vmcr(&self) -> u64 {
+        virt::read_vmcr()
+    }
+
+    fn list_registers(&self) -> usize {
+        machine::get().interface.list_registers
+    }
+
+    #[inline]
+    fn read(&self, lrs: &mut [u64]) {
+        virt::read_lrs(lrs);
+    }
+
+    #[inline]
+    fn write(&mut self, lrs: &[u64]) {
+        virt::write_lrs(lrs);
+    }
+}
+
+/// Takes back what the loaded vCPU has.
+fn take_back(vgic: &mut Vgic, vcpu: &Vcpu, host: &mut Kernel<'_>) {
+    if vgic.take_back(vcpu.index, &mut Hardware, host) {
+        vcpu.request(request::INTERRUPTS);
+    }
 }
 
 /// Fills the list registers of the loaded vCPU, as was asked for so far: who asks for more has the
 /// lock.
-fn fill(vgic: &mut Vgic, vcpu: &Vcpu) {
-    let machine = machine::get();
-    let mut lrs = [0; virt::MAX_LIST_REGISTERS];
-    let lrs = &mut lrs[..machine.interface.list_registers];
-    let listing = vgic.flush(vcpu.index, virt::read_vmcr(), lrs);
-    virt::write_lrs(lrs);
-    virt::write_hcr(listing.hcr.bits());
+fn fill(vgic: &mut Vgic, vcpu: &Vcpu, host: &mut Kernel<'_>) {
+    let deactivate = vgic.refill(vcpu.index, &mut Hardware, host);
     for number in TIMERS {
-        if listing.deactivate & 1 << number != 0 {
-            machine.set_active(pcpu::this(), local(number), false);
+        if deactivate & 1 << number != 0 {
+            machine::get().set_active(pcpu::this(), local(number), false);
         }
     }
     if !vgic.has_commands() {

@@ -422,7 +422,7 @@ fn load(cpu: &'static Pcpu, vcpu: VcpuRef) {
     if state.debugs {
         state.debug.restore();
     }
-    domain.interrupts.restore(vcpu.get(), state);
+    domain.interrupts.restore(domain, vcpu.get(), state);
     asm::isb();
     // SAFETY: on this pCPU; not held beyond the stores.
     let local = unsafe { cpu.local() };
@@ -462,7 +462,7 @@ fn prepare(cpu: &'static Pcpu) -> Option<*mut Frame> {
     // SAFETY: on this pCPU; not held beyond the clone.
     let vcpu = unsafe { cpu.local().loaded.clone() }?;
     // Relaxed: who asks for more from here on sends an interrupt.
-    let requests = vcpu.get().requests.load(Ordering::Relaxed);
+    let mut requests = vcpu.get().requests.load(Ordering::Relaxed);
     if requests & request::STOP != 0 {
         return None;
     }
@@ -476,6 +476,8 @@ fn prepare(cpu: &'static Pcpu) -> Option<*mut Frame> {
             state,
         };
         exit::answer(&mut running);
+        // What it asks of itself comes without an interrupt.
+        requests |= vcpu.get().requests.load(Ordering::Relaxed);
     }
     if requests & request::INTERRUPTS != 0 {
         vcpu.domain.interrupts.refresh(&vcpu.domain, vcpu.get());

@@ -7,15 +7,13 @@
 use alloc::vec::Vec;
 
 use crate::irq::{Flags, Intid, Irq, Irqs, NOBODY, PRIVATE, Place};
-use crate::lr::{self, Hcr, Lr, Vtr};
+use crate::lr::{self, Hcr, LIST_REGISTERS, Lr, Vtr};
 use crate::queue::{End, Queue};
 use crate::sparse::Budget;
 use crate::{Config, Host, OutOfMemory, Vgic, filled};
 
 /// What the tables of one domain's LPIs may take: all LPIs fit, mapped once by devices of 32 events.
 const TABLE_BYTES: usize = 5 << 18;
-/// List registers that the architecture allows.
-const LIST_REGISTERS: usize = 16;
 
 /// The group of an interrupt, as the register that an SGI is written to says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -596,6 +594,15 @@ impl Gic {
         let groups = self.groups;
         if let Some(cpu) = self.cpus.get_mut(vcpu) {
             cpu.stale = cpu.has_ready(groups) || !cpu.active.is_empty() || cpu.deactivate != 0;
+        }
+    }
+
+    /// Takes note that the list registers of a vCPU, which are empty, are not its own any more.
+    #[inline]
+    pub(crate) fn close(&mut self, vcpu: usize) {
+        if let Some(cpu) = self.cpus.get_mut(vcpu) {
+            debug_assert_eq!(cpu.used, 0, "close without sync");
+            cpu.filled = false;
         }
     }
 

@@ -19,13 +19,15 @@
 //! registers stay in hardware while a vCPU is loaded, and nobody looks at them where nothing
 //! changed. The kernel does so
 //!
-//! - when a vCPU is loaded: [`Vgic::flush`], and the physical interrupts behind mapped ones are made
+//! - when a vCPU is loaded: [`Vgic::refill`], and the physical interrupts behind mapped ones are made
 //!   active or not as [`Vgic::mapped_active`] says;
-//! - when [`Host::kick`] was called for it and it enters the guest again: [`Vgic::refresh`] if
-//!   [`Vgic::needs_sync`], else [`Vgic::flush`], which only adds what is new;
-//! - at a maintenance interrupt: [`Vgic::refresh`];
-//! - when it is unloaded, and before it waits: [`Vgic::sync`]. If it goes on after all, as
-//!   [`Vgic::pending`] may say, [`Vgic::flush`] comes first.
+//! - when [`Host::kick`] was called for it and it enters the guest again, and after a maintenance
+//!   interrupt: [`Vgic::refill`];
+//! - before it waits, as [`Vgic::pending`] may say that it need not, and before its guest is told the
+//!   state of interrupts: [`Vgic::take_back`]. If it goes on, [`Vgic::refill`] comes first;
+//! - when it is unloaded: [`Vgic::unload`].
+//!
+//! These are made of [`Vgic::sync`], [`Vgic::flush`] and [`Vgic::refresh`], which know no hardware.
 //!
 //! What a guest sees: one security state (`GICD_CTLR.DS`), affinity routing always on, five bits of
 //! priority, and as much of an ITS as there is without GICv4. Both groups work; interrupts reset
@@ -46,6 +48,7 @@ extern crate std;
 mod access;
 mod distributor;
 mod gic;
+mod interface;
 mod irq;
 mod its;
 mod lpi;
@@ -61,6 +64,7 @@ use gic::Gic;
 use its::Its;
 
 pub use gic::{Group, Listing};
+pub use interface::Interface;
 pub use irq::Intid;
 pub use its::Target;
 pub use lr::Hcr;

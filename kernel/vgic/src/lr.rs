@@ -12,6 +12,9 @@ use bitflags::bitflags;
 
 use crate::irq::Intid;
 
+/// List registers that the architecture allows.
+pub(crate) const LIST_REGISTERS: usize = 16;
+
 bitflags! {
     /// The bits of `ICH_LR<n>_EL2` that stand alone.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

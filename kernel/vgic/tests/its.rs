@@ -364,3 +364,90 @@ fn without_an_its_there_are_no_lpis() {
     assert!(vgic.msi(0, 0, outside).is_err());
     assert!(!vgic.has_commands());
 }
+
+/// A machine whose kicks have yet to arrive, with the first LPIs mapped to the first vCPU.
+fn held(lpis: u64) -> Machine {
+    let mut machine = Machine::new(2, 4);
+    machine.refills = true;
+    machine.bring_up();
+    assert!(machine.command(mapd(8, 4)));
+    for index in 0..lpis {
+        machine.configure(8192 + index, 0x80, true);
+        assert!(machine.command(mapti(8, index, 8192 + index, 0)));
+    }
+    for vcpu in 0..2 {
+        // Loaded with nothing to list: what comes next is posted.
+        machine.unload(vcpu);
+        machine.load(vcpu);
+    }
+    machine.held = true;
+    machine
+}
+
+/// One is posted to the other vCPU, as it waited in no list register here; the others follow when this vCPU
+/// is next looked at.
+#[test]
+fn movall_of_what_is_listed_and_what_is_not() {
+    let mut machine = held(5);
+    machine.held = false;
+    for index in 0..5 {
+        assert!(machine.msi(8, index));
+    }
+    machine.held = true;
+    assert!(machine.command(movall(0, 1)));
+    machine.held = false;
+    machine.settle();
+    let mut taken: Vec<_> = (0..5).filter_map(|_| machine.take(1)).collect();
+    taken.sort_unstable();
+    assert_eq!(taken, [8192, 8193, 8194, 8195, 8196]);
+    assert_eq!(machine.take(0), None);
+}
+
+#[test]
+fn what_was_posted_is_there_when_its_configuration_changes() {
+    let mut machine = held(2);
+    assert!(machine.msi(8, 0));
+    assert!(machine.msi(8, 1));
+    machine.configure(8192, 0x40, true);
+    assert!(machine.command(inv(8, 0)));
+    machine.held = false;
+    machine.settle();
+    assert_eq!(machine.take(0), Some(8192));
+    assert_eq!(machine.take(0), Some(8193));
+}
+
+#[test]
+fn what_was_posted_ends_a_wait() {
+    let mut machine = held(1);
+    assert!(machine.msi(8, 0));
+    assert!(machine.wait(0), "the kick is on its way");
+    assert_eq!(machine.take(0), Some(8192));
+    assert!(!machine.wait(0));
+}
+
+#[test]
+fn what_comes_for_a_vcpu_that_stays_off_can_be_moved() {
+    let mut machine = held(1);
+    machine.unload(0);
+    assert!(machine.msi(8, 0));
+    assert!(machine.command(movi(8, 0, 1)));
+    machine.held = false;
+    machine.settle();
+    assert_eq!(machine.take(1), Some(8192));
+}
+
+#[test]
+fn what_comes_while_a_vcpu_is_not_loaded_is_there_when_it_is() {
+    let mut machine = held(2);
+    machine.unload(0);
+    assert!(machine.msi(8, 0));
+    assert!(machine.vgic.pending(0, VMCR));
+    assert!(machine.msi(8, 1));
+    machine.configure(8193, 0x40, true);
+    assert!(machine.command(inv(8, 1)));
+    machine.load(0);
+    machine.held = false;
+    machine.settle();
+    assert_eq!(machine.take(0), Some(8193));
+    assert_eq!(machine.take(0), Some(8192));
+}

@@ -44,6 +44,8 @@ enum Step {
     Mask(usize, u8),
     InterfaceGroups(usize, u8),
     Look(usize, usize),
+    Hold(bool),
+    Wait(usize),
 }
 
 /// Two SGIs, a PPI, the timer, six SPIs.
@@ -66,7 +68,7 @@ fn step(random: u64) -> Step {
     let priority = field(24, 6) as u8 * 0x28;
     let on = field(32, 2) != 0;
     let mostly = field(32, 5) != 0;
-    match field(0, 104) {
+    match field(0, 116) {
         0..4   => Enable(vcpu, irq, mostly),
         4..6   => Pending(vcpu, irq, on),
         6..8   => Active(vcpu, irq, on),
@@ -91,6 +93,8 @@ fn step(random: u64) -> Step {
         90     => InterfaceGroups(vcpu, [3, 3, 2, 1][field(24, 4)]),
         91..94 => Look(vcpu, irq),
         94..102 => Deactivate(vcpu, field(16, 16)),
+        104..110 => Hold(on),
+        110..116 => Wait(vcpu),
         _      => Enable(vcpu, irq, true),
     }
 }
@@ -190,7 +194,8 @@ impl Run {
     fn new(list_registers: usize, wild: bool, options: Options) -> Self {
         let mut machine = Machine::new(VCPUS, list_registers);
         machine.lpis_stay = options.lpis_stay;
-        machine.samples_timer = options.samples_timer;
+        machine.samples_timer = options.samples_timer && !options.refills;
+        machine.refills = options.refills;
         if options.split {
             machine
                 .cpus
@@ -205,6 +210,11 @@ impl Run {
         for vcpu in 0..VCPUS as u64 {
             assert!(machine.command(mapc(vcpu, vcpu)));
         }
+        for vcpu in (0..VCPUS).filter(|_| options.refills) {
+            // With nothing to list: what comes next is posted.
+            machine.unload(vcpu);
+            machine.load(vcpu);
+        }
         assert!(machine.command(mapd(8, 4)));
         for index in 0..LPIS as u64 {
             assert!(machine.command(mapti(8, index, 8192 + index, 0)));
@@ -218,6 +228,24 @@ impl Run {
     }
 
     fn step(&mut self, step: &Step) {
+        // What happens at a vCPU finds it as it is, before kicks arrive, only where it leaves the guest.
+        let inside = !matches!(
+            step,
+            Step::Level(..)
+                | Step::Pulse(..)
+                | Step::Sgi(..)
+                | Step::Msi(..)
+                | Step::Configure(..)
+                | Step::Move(..)
+                | Step::Clear(..)
+                | Step::Unload(..)
+                | Step::Load(..)
+                | Step::Hold(true)
+                | Step::Wait(..)
+        );
+        if inside && core::mem::take(&mut self.machine.held) {
+            self.machine.settle();
+        }
         let Self {
             machine,
             model,
@@ -366,6 +394,12 @@ impl Run {
                 assert_eq!(machine.get_bit(vcpu, 0x300, intid), irq.active, "{irq:?}");
                 machine.settle();
             }
+            Step::Hold(held) => machine.held = held,
+            Step::Wait(vcpu) if machine.cpus[vcpu].loaded && machine.refills => {
+                let pending = machine.wait(vcpu);
+                self.check_pending(vcpu, pending);
+                self.machine.settle();
+            }
             _ => {}
         }
     }
@@ -399,10 +433,14 @@ impl Run {
 
     /// Checks that a vCPU that waits would be woken.
     fn check_waiting(&self, vcpu: usize) {
+        let vmcr = self.machine.cpus[vcpu].vmcr;
+        self.check_pending(vcpu, self.machine.vgic.pending(vcpu, vmcr));
+    }
+
+    fn check_pending(&self, vcpu: usize, pending: bool) {
         let mut cpu = self.machine.cpus[vcpu].clone();
         cpu.running.clear();
         let due = self.model.deliverable(vcpu, &cpu);
-        let pending = self.machine.vgic.pending(vcpu, cpu.vmcr);
         let timer = self.machine.vgic.mapped_active(vcpu, TIMER);
         assert!(due.is_empty() || pending, "{due:?} is due");
         assert!(!due.is_empty() || !pending || timer);
@@ -442,6 +480,7 @@ struct Options {
     split: bool,
     lpis_stay: bool,
     samples_timer: bool,
+    refills: bool,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -449,10 +488,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn options() -> impl Strategy<Value = Options> {
-    any::<[bool; 3]>().prop_map(|[split, lpis_stay, samples_timer]| Options {
+    any::<[bool; 4]>().prop_map(|[split, lpis_stay, samples_timer, refills]| Options {
         split,
         lpis_stay,
         samples_timer,
+        refills,
     })
 }
 

@@ -90,6 +90,36 @@ pub(crate) struct Machine {
     pub(crate) lpis_stay: bool,
     /// Whether the kernel looks at the timer's line when it refreshes list registers.
     pub(crate) samples_timer: bool,
+    /// Whether list registers are filled by what the kernel uses, in place of what that is made of.
+    pub(crate) refills: bool,
+    /// Kicks and maintenance interrupts are on their way, and have not arrived.
+    pub(crate) held: bool,
+}
+
+impl vgic::Interface for Interface {
+    fn hcr(&self) -> u64 {
+        self.hcr
+    }
+
+    fn set_hcr(&mut self, value: u64) {
+        self.hcr = value;
+    }
+
+    fn vmcr(&self) -> u64 {
+        self.vmcr
+    }
+
+    fn list_registers(&self) -> usize {
+        self.lrs.len()
+    }
+
+    fn read(&self, lrs: &mut [u64]) {
+        lrs.copy_from_slice(&self.lrs[..lrs.len()]);
+    }
+
+    fn write(&mut self, lrs: &[u64]) {
+        self.lrs[..lrs.len()].copy_from_slice(lrs);
+    }
 }
 
 impl Machine {
@@ -124,6 +154,8 @@ impl Machine {
             cpus: vec![interface; vcpus],
             lpis_stay: true,
             samples_timer: true,
+            refills: false,
+            held: false,
         }
     }
 
@@ -225,14 +257,43 @@ impl Machine {
         assert!(!self.cpus[vcpu].loaded);
         self.cpus[vcpu].loaded = true;
         self.cpus[vcpu].timer_active = self.vgic.mapped_active(vcpu, TIMER);
-        self.update(vcpu);
+        if self.refills {
+            self.refill(vcpu);
+        } else {
+            self.update(vcpu);
+        }
         self.settle();
     }
 
     pub(crate) fn unload(&mut self, vcpu: usize) {
         assert!(self.cpus[vcpu].loaded);
-        self.take_back(vcpu);
+        if self.refills {
+            let (cpu, host) = (&mut self.cpus[vcpu], &mut self.outside);
+            self.vgic.unload(vcpu, cpu, host);
+        } else {
+            self.take_back(vcpu);
+        }
         self.cpus[vcpu].loaded = false;
+    }
+
+    /// Does what WFI does, and returns whether the vCPU goes on at once.
+    pub(crate) fn wait(&mut self, vcpu: usize) -> bool {
+        assert!(self.cpus[vcpu].loaded && self.refills);
+        let (cpu, host) = (&mut self.cpus[vcpu], &mut self.outside);
+        self.vgic.take_back(vcpu, cpu, host);
+        let pending = self.vgic.pending(vcpu, cpu.vmcr);
+        self.refill(vcpu);
+        pending
+    }
+
+    /// Brings list registers up to date, as the kernel does.
+    fn refill(&mut self, vcpu: usize) {
+        self.outside.kicked.remove(&vcpu);
+        let (cpu, host) = (&mut self.cpus[vcpu], &mut self.outside);
+        let deactivate = self.vgic.refill(vcpu, cpu, host);
+        if deactivate & 1 << TIMER.get() != 0 {
+            cpu.timer_active = false;
+        }
     }
 
     fn take_back(&mut self, vcpu: usize) {
@@ -292,7 +353,9 @@ impl Machine {
 
     pub(crate) fn refresh_all(&mut self) {
         for vcpu in 0..self.cpus.len() {
-            if self.cpus[vcpu].loaded {
+            if self.cpus[vcpu].loaded && self.refills {
+                self.refill(vcpu);
+            } else if self.cpus[vcpu].loaded {
                 self.refresh(vcpu);
             }
         }
@@ -300,6 +363,9 @@ impl Machine {
 
     /// Does what interrupts make the kernel do, until there are none.
     pub(crate) fn settle(&mut self) {
+        if self.held {
+            return;
+        }
         for round in 0.. {
             assert!(round < 50, "the kernel is never done");
             let mut quiet = true;
@@ -315,7 +381,10 @@ impl Machine {
                     self.vgic.set_level(vcpu, TIMER, true, &mut self.outside);
                     quiet = false;
                 }
-                if self.maintenance(vcpu) {
+                if self.refills && (self.maintenance(vcpu) || kicked) {
+                    self.refill(vcpu);
+                    quiet = false;
+                } else if self.maintenance(vcpu) {
                     self.refresh(vcpu);
                     quiet = false;
                 } else if kicked {
@@ -333,6 +402,9 @@ impl Machine {
     fn maintenance(&self, vcpu: usize) -> bool {
         let cpu = &self.cpus[vcpu];
         let hcr = Hcr::from_bits_truncate(cpu.hcr);
+        if !hcr.contains(Hcr::EN) {
+            return false;
+        }
         let state = |lr: &&u64| **lr & (PENDING | ACTIVE) != 0;
         let ended = cpu
             .lrs
