@@ -82,6 +82,13 @@ impl Frame {
         self.skip_exited(INSTRUCTION_IS_LONG);
     }
 
+    /// Goes on at the HVC that was just executed, to make the call again.
+    ///
+    /// It may have been the last word of the address space, behind which the HVC left zero.
+    pub const fn call_again(&mut self) {
+        self.pc = self.pc.wrapping_sub(4);
+    }
+
     /// Goes on after the instruction that exited with the syndrome `esr`.
     pub const fn skip_exited(&mut self, esr: u64) {
         if self.pstate & AARCH32 == 0 {
@@ -112,6 +119,20 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_is_made_again_where_it_was_made() {
+        let cases = [
+            (0x4000_0004, 0x4000_0000),
+            (4, 0),
+            (0, 0xffff_ffff_ffff_fffc),
+        ];
+        for (behind, at) in cases {
+            let mut frame = Frame::new(behind, 0);
+            frame.call_again();
+            assert_eq!(frame.pc, at, "{behind:#x}");
+        }
+    }
 
     #[test]
     #[rustfmt::skip]

@@ -416,8 +416,7 @@ pub(crate) fn wait(running: &mut Running<'_>) {
         }
     }
     running.state.waits_for_work = true;
-    // Behind the last word of the address space the HVC left zero.
-    running.state.frame.pc = running.state.frame.pc.wrapping_sub(4);
+    running.state.frame.call_again();
     sched::block(running);
     if events.is_pending()
         || running

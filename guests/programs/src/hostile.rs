@@ -9,10 +9,11 @@ use alloc::vec;
 
 use runtime::instruction;
 use runtime::mmio::{Odd, Width, Window};
-use runtime::platform::{self, Platform};
+use runtime::platform::{self, HostBridge, Platform};
 use runtime::smccc::id;
 use runtime::{console, cpu, exception, gic, println};
 
+use crate::pci::{self, Function};
 use crate::random::Random;
 
 /// What was tried, and how often the answer was a fault.
@@ -168,6 +169,38 @@ fn ecam(random: &mut Random) {
     for requester in 0..256 {
         bridge.function(requester).write16(4, 0);
     }
+    bars(&bridge, random);
+}
+
+/// The BARs of the functions, each at the start of the 32-bit window, or of the 64-bit one.
+fn bars(bridge: &HostBridge, random: &mut Random) {
+    let mut tally = Tally::default();
+    let mut functions = 0;
+    for function in Function::all(bridge) {
+        for bar in 0..6 {
+            let size = function.place(bar, bridge.memory32.base());
+            if !(16..=bridge.memory32.len()).contains(&size) {
+                continue;
+            }
+            functions += 1;
+            let registers = pci::first_fit(bridge, size);
+            function.place(bar, registers.base());
+            // Memory decode alone: what a register makes it do, it does not do to memory.
+            function.config.write16(4, 2);
+            for _ in 0..2_000 {
+                let offset = random.below(size.max(17) - 8);
+                let width = Width::ALL[random.below(4)];
+                if offset + width.bytes() > size {
+                    continue;
+                }
+                tally.count(registers.probe_read(offset, width));
+                tally.count(registers.probe_write(offset, width, random.interesting()));
+            }
+            function.place(bar, 0);
+        }
+    }
+    println!("hostile: {functions} BARs");
+    report("BARs", &tally);
 }
 
 /// Executes loads and stores of every kind, at random, with the first megabyte from `bases` on and the
