@@ -165,7 +165,12 @@ fn fires(timer: Timer, handler: gic::Handler) -> Outcome {
         let deadline = timer.now() + timer::ticks(milliseconds);
         timer.set(deadline);
         while FIRED.load(Ordering::Relaxed) == 0 && timer.now() < deadline + timer::ticks(2000) {
-            cpu::wait_for_interrupt();
+            // Masked, so that what comes between the look and WFI ends WFI all the same.
+            exception::without_irqs(|| {
+                if FIRED.load(Ordering::Relaxed) == 0 {
+                    cpu::wait_for_interrupt();
+                }
+            });
         }
         let now = timer.now();
         timer.stop();
