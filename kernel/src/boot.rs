@@ -229,6 +229,12 @@ fn init_memory(tree: &Tree, device_tree: Run, pack: Pack) {
         start: Pa::new(image.start),
         len: image.end - image.start,
     };
+    if !is_covered(&ram, &whole_image) {
+        give_up(format_args!(
+            "Isthmus lies at {:#x} to {:#x}, outside of what the device tree calls memory",
+            image.start, image.end
+        ));
+    }
     let mut taken = Vec::new();
     for run in [whole_image, device_tree] {
         add(&mut taken, run.start.get(), run.len);
@@ -257,6 +263,20 @@ fn init_memory(tree: &Tree, device_tree: Run, pack: Pack) {
     if let Err(why) = memory::init_frames(&ram, &mapped, &taken) {
         give_up(format_args!("{why}"));
     }
+}
+
+/// Returns whether all of `run` lies in the pieces of RAM, which are in ascending order.
+fn is_covered(ram: &[Run], run: &Run) -> bool {
+    let end = run.start.get() + run.len;
+    let reached = ram.iter().fold(run.start.get(), |reached, piece| {
+        let behind = piece.start.get().saturating_add(piece.len);
+        if piece.start.get() <= reached {
+            reached.max(behind)
+        } else {
+            reached
+        }
+    });
+    reached >= end
 }
 
 /// Notes a piece of RAM.
