@@ -156,16 +156,6 @@ pub trait PhysicalConfig {
     fn write(&self, offset: Offset, size: Size, value: u32);
 }
 
-impl<T: PhysicalConfig + ?Sized> PhysicalConfig for &T {
-    fn read(&self, offset: Offset, size: Size) -> u32 {
-        (**self).read(offset, size)
-    }
-
-    fn write(&self, offset: Offset, size: Size, value: u32) {
-        (**self).write(offset, size, value);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

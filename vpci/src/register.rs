@@ -211,6 +211,17 @@ mod tests {
         assert_eq!(field(0, 1, Access::Hidden).because("so").why, "so");
     }
 
+    #[test]
+    #[rustfmt::skip]
+    fn a_dword_of_two_structures_has_the_masks_of_both() {
+        let one = Register { copied: 0x1, rw: 0x10, rw1c: 0x100, live: 0x1000 };
+        let other = Register { copied: 0x2, rw: 0x20, rw1c: 0x200, live: 0x2000 };
+        let both = Register { copied: 0x3, rw: 0x30, rw1c: 0x300, live: 0x3000 };
+        assert_eq!(one.and(other), both);
+        assert_eq!(other.and(one), both);
+        assert_eq!(one.and(Register::HIDDEN), one);
+    }
+
     proptest! {
         #[test]
         fn lanes_that_are_not_enabled_keep_their_bits(

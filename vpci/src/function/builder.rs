@@ -27,12 +27,6 @@ static SERIAL_NUMBER: [Register; 3] = tables::SERIAL_NUMBER.registers();
 static ARI: [Register; 2] = tables::ARI.registers();
 static LATENCY: [Register; 2] = tables::LATENCY.registers();
 
-/// A dword of which all is shown, as it was when the function was built.
-const COPIED: Register = Register {
-    copied: u32::MAX,
-    ..Register::HIDDEN
-};
-
 /// Registers of the header, by number of the dword, and a bit of Status.
 const CAPABILITIES_POINTER: usize = 0x34 / 4;
 const CAPABILITIES_LIST: u32 = 1 << 20;
@@ -328,7 +322,11 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             } else {
                 (1 << (rest * 8)) - 1
             };
-            self.lay(offset, &[Register { copied, ..COPIED }])?;
+            let register = Register {
+                copied,
+                ..Register::HIDDEN
+            };
+            self.lay(offset, &[register])?;
         }
         self.link(base)
     }
