@@ -108,6 +108,7 @@ fn a_scan_finds_what_is_there_and_nothing_else() {
     assert_eq!(scan(&machine), [("00.0".into(), 0x0008_1b36)]);
     machine.assign("00:01.0", &NVME);
     machine.assign("00:02.3", &E1000E);
+    machine.emulate("00:05.0");
     machine.assign("00:1f.0", &ODD);
     machine.assign("00:1f.7", &NVME);
     let expected = [
@@ -115,6 +116,7 @@ fn a_scan_finds_what_is_there_and_nothing_else() {
         ("01.0", 0x0010_1b36),
         ("02.0", 0x0009_1b36), // the stub
         ("02.3", 0x10d3_8086),
+        ("05.0", 0x1042_1af4), // a device model's
         ("1f.0", 0xbeef_1234),
         ("1f.7", 0x0010_1b36),
     ];

@@ -145,12 +145,59 @@ pub(crate) struct Assigned {
     pub(crate) resets: u32,
 }
 
+/// A function that a device model emulates: a header with one 64-bit BAR of 64 KiB.
+pub(crate) struct Model {
+    pub(crate) sbdf: Sbdf,
+    dwords: [u32; 16],
+    /// Where the device model believes to decode its BAR.
+    claimed: Option<BusRange>,
+}
+
+impl Model {
+    const BAR: u64 = 0x1_0000;
+
+    fn new(sbdf: Sbdf) -> Self {
+        let mut dwords = [0; 16];
+        // virtio-blk.
+        (dwords[0], dwords[2], dwords[4]) = (0x1042_1af4, 0x0180_0001, 0x4);
+        Self {
+            sbdf,
+            dwords,
+            claimed: None,
+        }
+    }
+
+    fn read(&self, access: ConfigAccess) -> u32 {
+        let dword = self.dwords.get(access.offset().dword());
+        access.extract(dword.copied().unwrap_or(0))
+    }
+
+    fn write(&mut self, access: ConfigAccess, value: u32) {
+        let kept = match access.offset().dword() {
+            1 => 0x0006,
+            4 => 0xffff_0000,
+            5 => 0xffff_ffff,
+            _ => return,
+        };
+        let (dword, lanes) = (access.offset().dword(), access.enables() & kept);
+        self.dwords[dword] = self.dwords[dword] & !lanes | access.place(value) & lanes;
+    }
+
+    fn wanted(&self) -> Option<BusRange> {
+        let address = u64::from(self.dwords[5]) << 32 | u64::from(self.dwords[4] & !0xf);
+        let range = BusRange::new(BusAddress::new(address), Self::BAR);
+        range.filter(|_| self.dwords[1] & 2 != 0)
+    }
+}
+
 /// A domain with a bridge.
 pub(crate) struct Machine {
     pub(crate) bus: Bus<usize>,
     pub(crate) bridge: Emulated,
     pub(crate) stub: Emulated,
     pub(crate) functions: Vec<Assigned>,
+    /// What device models emulate, by the number of their server.
+    pub(crate) models: Vec<Model>,
     /// Stage 2: guest page to the machine's page.
     pub(crate) stage2: BTreeMap<u64, u64>,
     /// How often the bus below each port was reset.
@@ -170,6 +217,7 @@ impl Machine {
             bridge: Emulated::host_bridge(),
             stub: Emulated::stub(),
             functions: Vec::new(),
+            models: Vec::new(),
             stage2: BTreeMap::new(),
             bus_resets: BTreeMap::new(),
         }
@@ -177,6 +225,14 @@ impl Machine {
 
     pub(crate) fn add_port(&mut self, slot: &str, bus: u8, ari: bool) {
         self.bus.add_port(slot.parse().unwrap(), bus, ari).unwrap();
+    }
+
+    /// Puts a device model's function on the root bus.
+    pub(crate) fn emulate(&mut self, slot: &str) {
+        let sbdf: Sbdf = slot.parse().unwrap();
+        let server = u32::try_from(self.models.len()).unwrap();
+        self.bus.insert(sbdf, Owner::Ioreq(server)).unwrap();
+        self.models.push(Model::new(sbdf));
     }
 
     /// Puts a function where the configuration wants it. If that is below a port which is not there yet,
@@ -255,7 +311,12 @@ impl Machine {
 
     pub(crate) fn config_read(&self, access: ConfigAccess) -> u32 {
         let value = match self.bus.route(access.sbdf()) {
-            None | Some(Owner::Ioreq(_)) => access.size().mask(),
+            None => access.size().mask(),
+            Some(Owner::Ioreq(server)) => {
+                let model = self.models.get(server as usize);
+                let answer = model.map_or(access.size().mask(), |model| model.read(access));
+                self.bus.with_multi_function(access, answer)
+            }
             Some(Owner::HostBridge) => self.bridge.read(access),
             Some(Owner::Stub) => self.stub.read(access),
             Some(Owner::Port(bus)) => self.bus.read_port(bus, access),
@@ -267,7 +328,8 @@ impl Machine {
 
     pub(crate) fn config_write(&mut self, access: ConfigAccess, value: u32) {
         match self.bus.route(access.sbdf()) {
-            None | Some(Owner::Stub | Owner::Ioreq(_)) => {}
+            None | Some(Owner::Stub) => {}
+            Some(Owner::Ioreq(server)) => self.write_model(server, access, value),
             Some(Owner::HostBridge) => self.bridge.write(access, value),
             Some(Owner::Port(bus)) => {
                 let change = self.bus.write_port(bus, access, value);
@@ -284,6 +346,32 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// What a device model does with a write, and what it asks the kernel for then.
+    fn write_model(&mut self, server: u32, access: ConfigAccess, value: u32) {
+        let Some(model) = self.models.get_mut(server as usize) else {
+            return;
+        };
+        model.write(access, value);
+        let (sbdf, wanted) = (model.sbdf, model.wanted());
+        if model.claimed == wanted {
+            return;
+        }
+        let decoder = Decoder::Ioreq {
+            server,
+            sbdf,
+            posted: false,
+        };
+        if let Some(range) = model.claimed.take() {
+            assert!(self.bus.unclaim(range.start(), |other| other == decoder));
+        }
+        if let Some(range) = wanted
+            && self.bus.claim(range, sbdf, decoder).is_ok()
+        {
+            self.models[server as usize].claimed = wanted;
+        }
+        self.grant_waiting();
     }
 
     /// A load from a bus address. `Err` has the host address that the device is to be asked at.
@@ -348,6 +436,14 @@ impl Machine {
     /// The domain resets.
     pub(crate) fn reset(&mut self) {
         self.bridge.reset();
+        for model in &mut self.models {
+            let sbdf = model.sbdf;
+            let its = |decoder| matches!(decoder, Decoder::Ioreq { sbdf: of, .. } if of == sbdf);
+            if let Some(range) = model.claimed {
+                assert!(self.bus.unclaim(range.start(), its));
+            }
+            *model = Model::new(sbdf);
+        }
         self.bus.reset_ports();
         let buses: Vec<u8> = self.bus.buses_below_ports().collect();
         for bus in buses {
