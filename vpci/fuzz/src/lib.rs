@@ -20,9 +20,12 @@ mod dump;
 #[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../../tests/machine/mod.rs"]
 mod machine;
+#[path = "../../tests/playground/mod.rs"]
+mod playground;
 
 use check::check;
 use machine::{DOORBELL, Device, HIGH, LOW, Machine};
+use playground::Step;
 
 /// Devices of every kind that there is: plain, with MSI, with MSI-X in a BAR of its own and beside
 /// registers, conventional, virtio, with small and with large BARs.
@@ -150,6 +153,75 @@ pub fn config_access(data: &[u8]) {
         machine.stage2.is_empty(),
         "something stays mapped after a reset"
     );
+}
+
+/// Root ports whose buses are renumbered, whose windows move and which let through or not, while what is
+/// below them is programmed, and device models claim and give back. After each step all of it is held
+/// against a model that goes through the ports at each access.
+pub fn ports(data: &[u8]) {
+    let mut input = Input(data);
+    let mut machine = playground::playground();
+    let mut claimed = Vec::new();
+    while !input.is_empty() {
+        let step = step_of(&mut input);
+        playground::take(&mut machine, &mut claimed, &step);
+        // Most numbers lead nowhere: all of them would take most of the time.
+        let buses = (0..8)
+            .chain((input.byte()..=255).step_by(85))
+            .chain([254, 255]);
+        playground::check(&machine, &claimed, buses);
+    }
+}
+
+/// Takes a step from the bytes: most are to registers that decide what gets through.
+fn step_of(input: &mut Input<'_>) -> Step {
+    /// Registers of a port: offset and bytes.
+    #[rustfmt::skip]
+    const REGISTERS: [(u64, u64); 16] = [
+        (0x04, 2), (0x18, 4), (0x19, 1), (0x1a, 1), (0x20, 4), (0x20, 2), (0x22, 2), (0x24, 4),
+        (0x26, 2), (0x28, 4), (0x2c, 4), (0x3e, 2), (0x50, 2), (0x68, 2), (0x94, 2), (0x04, 4),
+    ];
+    const SLOTS: [u64; 6] = [0, 3, 0x10, 0x20, 0x21, 0xe0];
+    let what = input.byte();
+    let which = usize::from(what >> 4);
+    let page = |input: &mut Input<'_>| LOW.0 + u64::from(input.byte() % 32) * 0x2_0000;
+    match what & 0xf {
+        0..=5 => {
+            let (offset, bytes) = REGISTERS[input.index(16)];
+            let value = input.long();
+            Step::Port(which % playground::PORTS.len(), offset, bytes, value)
+        }
+        6 => {
+            let (offset, bytes) = (input.word() & 0xfff, input.bytes());
+            Step::Port(
+                which % playground::PORTS.len(),
+                offset,
+                bytes,
+                input.value(),
+            )
+        }
+        7..=9 => {
+            let (bus, slot) = (u64::from(input.byte()), SLOTS[which % SLOTS.len()]);
+            Step::Function(bus, slot, 4, 2, input.byte().into())
+        }
+        10..=12 => {
+            let (bus, slot) = (u64::from(input.byte()), SLOTS[which % SLOTS.len()]);
+            Step::Function(bus, slot, 0x10, 8, page(input))
+        }
+        13 => Step::Claim(which % 2, page(input)),
+        14 => Step::Unclaim(which % 2, page(input)),
+        _ if which == 0 => Step::Reset,
+        _ => {
+            let (bus, offset) = (u64::from(input.byte()), input.word() & 0xfff);
+            Step::Function(
+                bus,
+                SLOTS[which % SLOTS.len()],
+                offset,
+                input.bytes(),
+                input.value(),
+            )
+        }
+    }
 }
 
 /// A device whose config space is whatever the bytes are: what it claims of itself does no harm.

@@ -36,3 +36,8 @@ fn bar_programming() {
 fn msix_table() {
     replay("msix_table", vpci_fuzz::msix_table);
 }
+
+#[test]
+fn ports() {
+    replay("ports", vpci_fuzz::ports);
+}
