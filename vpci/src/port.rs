@@ -12,18 +12,25 @@
 
 pub mod tables;
 
-use crate::register::{Register, Table};
+use crate::register::Register;
 use crate::{BusRange, ConfigAccess};
 
 /// Dwords that are kept. The rest of its config space reads as zero.
 const DWORDS: usize = 0x98 / 4;
 
+// What the tables come to, without their names.
+static HEADER: [Register; 16] = tables::HEADER.registers();
+static EXPRESS_REGISTERS: [Register; 15] = tables::EXPRESS.registers();
+static ARI: [Register; 15] = tables::ARI.registers();
+static MSI: [Register; 4] = tables::MSI.registers();
+static POWER_REGISTERS: [Register; 2] = tables::POWER.registers();
+
 /// Its structures, and where they are.
-const STRUCTURES: [(u16, &Table); 4] = [
-    (0x00, &tables::HEADER),
-    (0x40, &tables::EXPRESS),
-    (0x80, &tables::MSI),
-    (0x90, &tables::POWER),
+const STRUCTURES: [(u16, &[Register]); 4] = [
+    (0x00, &HEADER),
+    (0x40, &EXPRESS_REGISTERS),
+    (0x80, &MSI),
+    (0x90, &POWER_REGISTERS),
 ];
 
 /// Numbers of the dwords that mean something here.
@@ -208,12 +215,14 @@ impl Port {
 
     /// Returns the masks of the dword at `offset`.
     fn register(&self, offset: u16) -> Register {
-        let structures = STRUCTURES.iter();
-        let ari = self.ari.then_some(&(EXPRESS, &tables::ARI));
-        let found = structures.chain(ari).filter_map(|(base, table)| {
-            let offset = offset.checked_sub(*base)?;
-            (offset < table.size).then(|| table.register(offset))
-        });
+        let ari: &[(u16, &[Register])] = if self.ari { &[(EXPRESS, &ARI)] } else { &[] };
+        let found = STRUCTURES
+            .iter()
+            .chain(ari)
+            .filter_map(|(base, registers)| {
+                let offset = offset.checked_sub(*base)?;
+                registers.get(usize::from(offset / 4)).copied()
+            });
         found.fold(Register::HIDDEN, Register::and)
     }
 

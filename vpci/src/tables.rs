@@ -7,7 +7,7 @@
 use crate::register::Access::{Address, Emulated, Fixed, Hidden, Live, ReadOnly, Writable};
 use crate::register::{Access, Field, Table};
 
-const fn field(
+pub(crate) const fn field(
     offset: u16,
     mask: u32,
     access: Access,
@@ -451,7 +451,7 @@ pub const ALL: &[Table] = &[
 ];
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::vec::Vec;
 
@@ -476,19 +476,34 @@ mod tests {
         &[LATENCY],
     ];
 
+    /// Fails unless each bit of a structure is in one field of the tables that make it up.
+    pub(crate) fn check_structure(parts: &[Table]) {
+        let size = parts.iter().map(|part| part.size).max().unwrap();
+        for offset in (0..size).step_by(4) {
+            let fields = parts.iter().flat_map(|part| part.fields);
+            let named = fields.filter(|field| field.offset == offset);
+            let seen = named.fold(0, |seen, field| {
+                assert_eq!(seen & field.mask, 0, "{}: {}", parts[0].name, field.name);
+                seen | field.mask
+            });
+            assert_eq!(seen, u32::MAX, "{} at {offset:#x}", parts[0].name);
+        }
+    }
+
+    pub(crate) fn check_fields(table: &Table) {
+        assert!(table.size.is_multiple_of(4), "{}", table.name);
+        for field in table.fields {
+            let inside = field.offset.is_multiple_of(4) && field.offset < table.size;
+            assert!(inside && field.mask != 0, "{}: {}", table.name, field.name);
+            assert!(field.section.starts_with("7."), "{}", field.name);
+            assert!(!field.name.is_empty() && !field.why.ends_with('.'));
+        }
+    }
+
     #[test]
     fn every_bit_of_every_structure_has_one_row() {
         for parts in STRUCTURES {
-            let size = parts.iter().map(|part| part.size).max().unwrap();
-            for offset in (0..size).step_by(4) {
-                let fields = parts.iter().flat_map(|part| part.fields);
-                let named = fields.filter(|field| field.offset == offset);
-                let seen = named.fold(0, |seen, field| {
-                    assert_eq!(seen & field.mask, 0, "{}: {}", parts[0].name, field.name);
-                    seen | field.mask
-                });
-                assert_eq!(seen, u32::MAX, "{} at {offset:#x}", parts[0].name);
-            }
+            check_structure(parts);
         }
     }
 
@@ -507,15 +522,7 @@ mod tests {
 
     #[test]
     fn every_field_is_inside_its_structure_and_described() {
-        for table in ALL {
-            assert!(table.size.is_multiple_of(4), "{}", table.name);
-            for field in table.fields {
-                let inside = field.offset.is_multiple_of(4) && field.offset < table.size;
-                assert!(inside && field.mask != 0, "{}: {}", table.name, field.name);
-                assert!(field.section.starts_with("7."), "{}", field.name);
-                assert!(!field.name.is_empty() && !field.why.ends_with('.'));
-            }
-        }
+        ALL.iter().for_each(check_fields);
     }
 
     /// What the page that a guest may read without a trap depends on.

@@ -14,7 +14,8 @@ const INTRODUCTION: &str = "\
 
 What a guest finds in the config space of a function that it has, field by field. This page is written by
 `ISTHMUS_BLESS=1 cargo test --package vpci --test document` from the tables in `vpci/src/tables.rs`, of which the
-behaviour comes too; do not edit it. Root ports come last. Sections are those of the PCI Express Base Specification, revision 6.0.
+behaviour comes too; do not edit it. Root ports come last. Sections are those of the PCI Express Base Specification,
+revision 6.0.
 
 | the guest | means |
 |---|---|
@@ -131,6 +132,7 @@ fn structure(page: &mut String, table: &Table) {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "long, and it only writes text")]
 fn the_page_about_config_space_is_what_the_tables_say() {
     let mut page = String::from(INTRODUCTION);
     for table in tables::ALL {
