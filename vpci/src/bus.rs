@@ -691,6 +691,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "long, and without unsafe code there is little to find")]
     fn as_many_buses_as_there_are_numbers() {
         let mut bus = Bus::new(0, 0, 255).unwrap();
         for below in 1..=248 {
@@ -707,6 +708,24 @@ mod tests {
             assert_eq!(bus.route(reached), Some(Owner::Vpci(below)));
         }
         assert_eq!(bus.buses_below_ports().count(), 248);
+    }
+
+    #[test]
+    fn buses_below_ports_are_named_one_after_the_other() {
+        let mut bus = Bus::<u8>::new(0, 0, 255).unwrap();
+        assert_eq!(bus.next_bus(None), None);
+        for (slot, below) in [("00:1c.0", 9), ("00:02.0", 255), ("00:1d.0", 4)] {
+            bus.add_port(name(slot), below, false).unwrap();
+        }
+        assert!(bus.buses_below_ports().eq([255, 9, 4]), "by ports");
+        #[rustfmt::skip]
+        let cases = [
+            (None, Some(4)), (Some(0), Some(4)), (Some(3), Some(4)), (Some(4), Some(9)),
+            (Some(9), Some(255)), (Some(255), None),
+        ];
+        for (after, next) in cases {
+            assert_eq!(bus.next_bus(after), next, "{after:?}");
+        }
     }
 
     #[test]
@@ -915,10 +934,11 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
 
         /// Against a plain map from names to owners.
         #[test]
+        #[cfg_attr(miri, ignore = "long, and without unsafe code there is little to find")]
         fn routing_agrees_with_a_plain_map(
             steps in prop::collection::vec((0u16..64, any::<bool>(), 0u8..3), 0..100),
         ) {

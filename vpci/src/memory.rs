@@ -342,6 +342,7 @@ mod tests {
     proptest! {
         /// Against a model that keeps an owner for each address.
         #[test]
+        #[cfg_attr(miri, ignore = "long, and without unsafe code there is little to find")]
         fn no_address_ever_has_two_owners(
             steps in prop::collection::vec((0u64..64, 1u64..16, 0u8..4, 0u8..3), 0..60),
         ) {

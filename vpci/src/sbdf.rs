@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn parts_come_back() {
-        for rid in 0..=u16::MAX {
+        for rid in (0..=u16::MAX).step_by(if cfg!(miri) { 0x101 } else { 1 }) {
             let name = Sbdf::from_rid(0x1234, rid);
             let again = Sbdf::new(0x1234, name.bus(), name.device(), name.function());
             assert_eq!(again, Some(name));

@@ -723,8 +723,6 @@ fn chains() -> impl Strategy<Value = Vec<(u16, u32)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
     #[test]
     fn any_chain_becomes_a_sound_one(dwords in chains(), start in 0x10_u32..0x40) {
         let space = space(&dwords);

@@ -159,6 +159,10 @@ fn view(dump: &Dump) -> String {
 }
 
 #[test]
+#[cfg_attr(
+    miri,
+    ignore = "long; tests/reference.rs goes the same way with one device"
+)]
 fn views_are_as_reviewed() {
     let bless = std::env::var_os("ISTHMUS_BLESS").is_some();
     for (name, dump) in dumps() {
@@ -177,6 +181,10 @@ fn views_are_as_reviewed() {
 
 /// By number: what no guest is shown, whatever the device has.
 #[test]
+#[cfg_attr(
+    miri,
+    ignore = "long; tests/reference.rs goes the same way with one device"
+)]
 fn only_what_is_on_the_list_is_shown() {
     const SHOWN: [u32; 5] = [0x01, 0x05, 0x09, 0x10, 0x11];
     const SHOWN_EXTENDED: [u32; 5] = [0x0000, 0x0001, 0x0003, 0x000e, 0x0018];
@@ -219,6 +227,10 @@ fn only_what_is_on_the_list_is_shown() {
 /// Identity and class are the device's (a virtual function's are its physical one's to say), I/O BARs and the
 /// pin are not shown, and a guest that writes ones everywhere does not reach the device.
 #[test]
+#[cfg_attr(
+    miri,
+    ignore = "long; tests/reference.rs goes the same way with one device"
+)]
 fn what_holds_for_all_of_them() {
     for (name, dump) in dumps() {
         let mut function = function(&dump);
@@ -245,6 +257,10 @@ fn what_holds_for_all_of_them() {
 
 /// What the model reads of a device does not change it.
 #[test]
+#[cfg_attr(
+    miri,
+    ignore = "long; tests/reference.rs goes the same way with one device"
+)]
 fn building_a_model_writes_nothing() {
     for (name, dump) in dumps() {
         let function = function(&dump);

@@ -122,8 +122,6 @@ const TABLES: [Table<'_>; 2] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     #[test]
     fn the_kernel_knows_each_vector_as_it_is(
         which in 0_usize..2,
