@@ -195,6 +195,39 @@ impl<V: Copy + Eq> Bus<V> {
         Some(on(sbdf, bus))
     }
 
+    /// Returns which bus a bus number leads to now, by its name, and the last function that is reached
+    /// there; `None` if it leads nowhere.
+    #[must_use]
+    pub fn lead(&self, number: u8) -> Option<(u8, u8)> {
+        let reach = (*self.reach.get(usize::from(number))?)?;
+        Some((reach.bus, reach.last))
+    }
+
+    /// Returns where the function of that name is found now, if it is: its bus may have a number that
+    /// leads elsewhere.
+    #[must_use]
+    pub fn place(&self, name: Sbdf) -> Option<Sbdf> {
+        let place = on(name, self.number(name.bus())?);
+        (self.name(place) == Some(name)).then_some(place)
+    }
+
+    /// Returns the names of all places of the device that the function of that name belongs to, and of
+    /// the port above it: what can read otherwise when the function comes or goes.
+    pub fn around(&self, name: Sbdf) -> impl Iterator<Item = Sbdf> + use<V> {
+        let first = u16::from(name.bus()) << 8;
+        let places = self.device(name);
+        let rids = (first..=first | 0xff).skip(places.start).take(places.len());
+        let segment = self.segment;
+        let port = self.link(name.bus()).map(|link| link.slot);
+        rids.map(move |rid| Sbdf::from_rid(segment, rid))
+            .chain(port)
+    }
+
+    /// Returns the segment.
+    pub(crate) const fn segment(&self) -> u16 {
+        self.segment
+    }
+
     /// Returns who answers for the function of that name, whether it can be reached or not.
     #[must_use]
     pub fn owner(&self, name: Sbdf) -> Option<Owner<V>> {

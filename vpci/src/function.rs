@@ -29,7 +29,7 @@ use crate::msi::{self, Msi};
 use crate::msix::{self, Area, Layout, Message};
 use crate::port::Upstream;
 use crate::register::Register;
-use crate::{BarIndex, BarInfo, BusAddress, BusRange, ConfigAccess, Offset, PhysicalConfig};
+use crate::{BarIndex, BarInfo, BusAddress, BusRange, ConfigAccess, PhysicalConfig};
 
 /// Where a guest finds the function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,6 +209,17 @@ pub enum BarWrite {
     },
 }
 
+/// How long a function's config space reads the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steadiness {
+    /// Some of it is the device's to say, at each read.
+    Live,
+    /// Until the model changes, or the device asserts its interrupt pin: Interrupt Status is clear.
+    UntilInterrupt,
+    /// Until the model changes.
+    Steady,
+}
+
 /// Command register, section 7.5.1.1.3.
 mod command {
     pub(super) const MEMORY: u32 = 1 << 1;
@@ -228,9 +239,6 @@ const ROM_ENABLE: u32 = 1;
 
 /// Next Function Number in the ARI Capability register, section 7.8.8.2.
 const NEXT_FUNCTION: u32 = 0xff00;
-
-/// Dwords of config space.
-const DWORDS: usize = Offset::SPACE as usize / 4;
 
 /// MSI-X Message Control, in the upper half of the capability's first dword.
 const MSIX_ENABLE: u32 = 1 << 31;
@@ -257,6 +265,8 @@ enum Action {
     None,
     /// The kernel may have to do something.
     Effects,
+    /// A BAR has moved, which matters while it decodes.
+    Address,
     /// The power state may have changed.
     Power,
     /// A function level reset may be wanted.
@@ -287,6 +297,14 @@ struct MsiModel {
     told: Msi,
 }
 
+impl MsiModel {
+    /// Returns the dword of the pending bits, if there are any.
+    fn pending(&self) -> Option<usize> {
+        let (mask, _) = self.form.mask_bits()?;
+        Some(self.dword + mask + 1)
+    }
+}
+
 #[derive(Debug)]
 struct MsixModel {
     layout: Layout,
@@ -312,7 +330,7 @@ pub struct Function<P> {
     power: Option<usize>,
     /// Dword of the ARI capability that holds Next Function Number.
     ari: Option<usize>,
-    /// Whether any cell is live.
+    /// Whether a cell is live whatever the guest has set.
     live: bool,
     version: u32,
     /// The bits of Command that the kernel was told of.
@@ -380,7 +398,7 @@ impl<P: PhysicalConfig> Function<P> {
             return 0;
         };
         if cell.live {
-            return self.read_live(*cell, access);
+            return self.read_live(cell.value, access);
         }
         access.extract(cell.value)
     }
@@ -404,7 +422,11 @@ impl<P: PhysicalConfig> Function<P> {
         self.version = self.version.wrapping_add(1);
         match row.action {
             Action::None => return Change::None,
-            Action::Effects => {}
+            // The kernel knows that no BAR decodes, unless it has yet to ask.
+            Action::Address if !self.pending && self.dword(COMMAND) & command::MEMORY == 0 => {
+                return Change::None;
+            }
+            Action::Effects | Action::Address => {}
             Action::Power => self.change_power(index, before, after),
             Action::DeviceControl => self.change_device_control(after),
         }
@@ -454,31 +476,35 @@ impl<P: PhysicalConfig> Function<P> {
         self.version = self.version.wrapping_add(1);
     }
 
-    /// Returns whether some reads go to the device. If none does, [`Function::page`] is all that a
-    /// guest can ever read, until [`Function::version`] changes.
+    /// Says how long a guest reads what [`Function::steady_dword`] returns. A change of the model shows
+    /// in [`Function::version`].
     #[must_use]
-    pub const fn has_live_fields(&self) -> bool {
-        self.live
+    pub fn steadiness(&self) -> Steadiness {
+        let has_pin = || self.live_bits(COMMAND) != 0;
+        let is_pending_live = || self.msi.is_some_and(|msi| self.masked(&msi) != 0);
+        if self.live || is_pending_live() {
+            Steadiness::Live
+        } else if !has_pin() {
+            Steadiness::Steady
+        } else if self.dword(COMMAND) & command::INTERRUPT_DISABLE != 0 {
+            Steadiness::Live
+        } else {
+            Steadiness::UntilInterrupt
+        }
     }
 
     /// Returns a number that is another one after each change of what a guest reads, except by live
-    /// fields.
+    /// fields: one more after a change of the dword that was written, more than that after others.
     #[must_use]
     pub const fn version(&self) -> u32 {
         self.version
     }
 
-    /// Writes out config space as a guest reads it. Asks the device if there are live fields.
-    pub fn page(&self, out: &mut [u32; DWORDS]) {
-        out.fill(0);
-        for ((offset, out), cell) in (0..).step_by(4).zip(out).zip(&self.cells) {
-            *out = cell.value;
-            if cell.live {
-                let row = self.rows.get(usize::from(cell.row).wrapping_sub(1));
-                let live = row.map_or(0, |row| row.register.live);
-                *out |= capability::dword(&self.device, offset) & live;
-            }
-        }
+    /// Returns a dword of config space as a guest reads it while the function is steady, without asking
+    /// the device.
+    #[must_use]
+    pub fn steady_dword(&self, index: usize) -> u32 {
+        self.dword(index)
     }
 
     /// Says what the port above lets through: a BAR outside its windows is not decoded, and without its
@@ -651,14 +677,48 @@ impl<P: PhysicalConfig> Function<P> {
 
     /// Answers a read of a dword that has live bits. Asks the device only if they are wanted.
     #[cold]
-    fn read_live(&self, cell: Cell, access: ConfigAccess) -> u32 {
-        let row = self.rows.get(usize::from(cell.row).wrapping_sub(1));
-        let live = row.map_or(0, |row| row.register.live) & access.enables();
+    fn read_live(&self, value: u32, access: ConfigAccess) -> u32 {
+        let live = self.live_bits(access.offset().dword()) & access.enables();
         if live == 0 {
-            return access.extract(cell.value);
+            return access.extract(value);
         }
         let device = access.place(self.device.read(access.offset(), access.size()));
-        access.extract(cell.value | device & live)
+        access.extract(value | device & live)
+    }
+
+    /// Returns the bits of a dword that the device has to be asked for now. Interrupt Status is clear
+    /// while the function sends messages, which it then does instead (7.7.1.2, 7.7.2.2); a vector that is
+    /// not masked is never pending (7.7.1.8).
+    fn live_bits(&self, index: usize) -> u32 {
+        let row = self.cells.get(index).map_or(0, |cell| cell.row);
+        let row = self.rows.get(usize::from(row).wrapping_sub(1));
+        let live = row.map_or(0, |row| row.register.live);
+        if index == COMMAND {
+            return if self.sends_messages() { 0 } else { live };
+        }
+        match self.msi {
+            Some(msi) if msi.pending() == Some(index) => live & self.masked(&msi),
+            _ => live,
+        }
+    }
+
+    /// Returns whether MSI or MSI-X is on.
+    fn sends_messages(&self) -> bool {
+        let by_msi = self
+            .msi
+            .is_some_and(|msi| self.dword(msi.dword) & msi::ENABLE != 0);
+        let msix = self.msix.as_ref();
+        by_msi || msix.is_some_and(|msix| self.dword(msix.dword) & MSIX_ENABLE != 0)
+    }
+
+    /// Returns which vectors of MSI are masked, if it is on.
+    fn masked(&self, msi: &MsiModel) -> u32 {
+        match msi.form.mask_bits() {
+            Some((mask, _)) if self.dword(msi.dword) & msi::ENABLE != 0 => {
+                self.dword(msi.dword + mask)
+            }
+            _ => 0,
+        }
     }
 
     /// Takes a new power state, unless it is one that is not offered: then the old one stays.

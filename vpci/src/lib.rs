@@ -27,6 +27,7 @@ mod function;
 mod memory;
 mod msi;
 pub mod msix;
+mod places;
 pub mod port;
 pub mod register;
 mod sbdf;
@@ -38,10 +39,12 @@ pub use bar::{BarIndex, BarInfo, BarKind, PAGE, Pages};
 pub use bus::{Bus, BusError, Decoder, Owner};
 pub use emulated::Emulated;
 pub use function::{
-    BarRead, BarWrite, BuildError, Change, Effect, Function, Kind, Pin, Position, Setup, Vendor,
+    BarRead, BarWrite, BuildError, Change, Effect, Function, Kind, Pin, Position, Setup,
+    Steadiness, Vendor,
 };
 pub use memory::{ClaimError, Claimed, MemoryMap, Released};
 pub use msi::Msi;
 pub use msix::Message;
+pub use places::Places;
 pub use port::{PortChange, Upstream};
 pub use sbdf::{ParseSbdfError, Sbdf};

@@ -24,7 +24,7 @@ const fn form<const N: usize>(rest: &Table) -> [Register; N] {
 }
 
 /// MSI Enable, in the dword of Message Control.
-const ENABLE: u32 = 1 << 16;
+pub(crate) const ENABLE: u32 = 1 << 16;
 
 /// What a guest has set MSI to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,6 +32,9 @@ const PATH_IS_EL2S: &str = "Kept, and not passed on: what the path to memory can
 const ROUTE_IS_EL2S: &str = "EL2 writes its own address and data to the device, and none but the \
     domain's doorbell is obeyed";
 
+const PENDING_WHILE_MASKED: &str = "Only the device knows, and a guest that polls a masked vector \
+    asks. Zero for a vector that is not masked, and while MSI is off";
+
 /// Type 0 header of what exists in EL2 only: the host bridge, and a stub for a missing function 0.
 #[rustfmt::skip]
 pub const STAND_IN: Table = Table { name: "Type 0 header of the host bridge and of stubs", section: "7.5.1", size: 0x40, fields: &[
@@ -129,7 +132,9 @@ pub const HEADER: Table = Table { name: "Type 0 header", section: "7.5.1", size:
 #[rustfmt::skip]
 pub const PIN: Table = Table { name: "Type 0 header, with an interrupt pin", section: "7.5.1", size: 0x40, fields: &[
     field(0x04, 0x0008_0000, Live,      "7.5.1.1.4",  "Interrupt Status")
-        .because("Drivers that share a line ask whether it is theirs"),
+        .because("Drivers that share a line ask whether it is theirs. Zero while MSI or MSI-X is on, since \
+            the function sends messages then (7.7.1.2, 7.7.2.2). EL2 knows it to be zero while \
+            Interrupt Disable is clear and the pin has not interrupted since the last reset"),
     field(0x3c, 0x0000_ff00, ReadOnly,  "7.5.1.1.13", "Interrupt Pin"),
 ] };
 
@@ -209,7 +214,7 @@ pub const MSI_32_MASKED: Table = Table { name: "MSI (05h), 32-bit address and ma
     field(0x0c, 0xffff_ffff, Emulated,  "7.7.1.7",    "Mask Bits")
         .because("As many as the function can have vectors"),
     field(0x10, 0xffff_ffff, Live,      "7.7.1.8",    "Pending Bits")
-        .because("Only the device knows, and a guest that polls a masked vector asks"),
+        .because(PENDING_WHILE_MASKED),
 ] };
 
 /// The rest of MSI with a 64-bit address and a mask bit for each vector.
@@ -223,7 +228,7 @@ pub const MSI_64_MASKED: Table = Table { name: "MSI (05h), 64-bit address and ma
     field(0x10, 0xffff_ffff, Emulated,  "7.7.1.7",    "Mask Bits")
         .because("As many as the function can have vectors"),
     field(0x14, 0xffff_ffff, Live,      "7.7.1.8",    "Pending Bits")
-        .because("Only the device knows, and a guest that polls a masked vector asks"),
+        .because(PENDING_WHILE_MASKED),
 ] };
 
 /// MSI-X. The table and the pending bits are in memory space.
@@ -372,7 +377,7 @@ pub const ERRORS: Table = Table { name: "Advanced Error Reporting (0001h)", sect
     field(0x00, 0xfff0_0000, Fixed,     "7.8.4.1",    "Next Capability Offset"),
     field(0x04, 0x0000_0fcf, Hidden,    "7.8.4.2",    "Reserved and undefined"),
     field(0x04, 0xffff_f030, Live,      "7.8.4.2",    "Uncorrectable Error Status")
-        .because("To see what went wrong. EL2 does not clear it either, so that it stays for who looks after the machine"),
+        .because("To see what went wrong. EL2 does not clear it either, so that it stays for who looks after the machine; and nothing tells EL2 when it changes"),
     field(0x08, 0x0000_0fcf, Hidden,    "7.8.4.3",    "Reserved and undefined"),
     field(0x08, 0xffff_f030, ReadOnly,  "7.8.4.3",    "Uncorrectable Error Mask")
         .because("What is reported is EL2's to say"),

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use vpci::{
     BarIndex, BarInfo, BarKind, BarRead, BarWrite, BuildError, BusAddress, Change, ConfigAccess,
     Effect, Function, Message, Msi, Offset, PAGE, PhysicalConfig, Pin, Position, Sbdf, Setup, Size,
-    Vendor,
+    Steadiness, Vendor,
 };
 
 const DOORBELL: u64 = 0x0809_0040;
@@ -462,44 +462,128 @@ fn vendor_specific_capabilities_are_shown_where_that_is_allowed() {
 
 #[test]
 #[rustfmt::skip]
-fn a_page_is_what_reads_give_and_has_a_version() {
+fn a_steady_page_is_what_reads_give_and_has_a_version() {
     let msi = (0x40, 0x0180_0005); // with masks, and so with pending bits
-    type Case<'a> = (&'a str, &'a [(u16, u32)], Pin, bool);
+    type Case<'a> = (&'a str, &'a [(u16, u32)], Pin, Steadiness);
     let cases: [Case<'_>; 5] = [
-        ("plain",    &[(0x40, 0x0003_0001)],                         Pin::Hidden, false),
-        ("pin",      &[(0x40, 0x0003_0001)],                         Pin::Shown,  true),
-        ("MSI",      &[(0x40, 0x0080_0005)],                         Pin::Hidden, false),
-        ("pending",  &[msi, (0x54, 1)],                              Pin::Hidden, true),
-        ("errors",   &[(0x40, 0x0092_0010), (0x100, 0x0001_0001), (0x104, 0x10)], Pin::Hidden, true),
+        ("plain",    &[(0x40, 0x0003_0001)],                         Pin::Hidden, Steadiness::Steady),
+        ("pin",      &[(0x40, 0x0003_0001)],                         Pin::Shown,  Steadiness::UntilInterrupt),
+        ("MSI",      &[(0x40, 0x0080_0005)],                         Pin::Hidden, Steadiness::Steady),
+        ("pending",  &[msi, (0x54, 1)],                              Pin::Hidden, Steadiness::Steady),
+        ("errors",   &[(0x40, 0x0092_0010), (0x100, 0x0001_0001), (0x104, 0x10)], Pin::Hidden, Steadiness::Live),
     ];
-    for (what, dwords, pin, live) in cases {
+    for (what, dwords, pin, steadiness) in cases {
         let bars = [bar(0, BarKind::Memory64, 0x4000)];
         let mut function = build(space(dwords), &bars, Position::RootBus, pin).unwrap();
-        assert_eq!(function.has_live_fields(), live, "{what}");
-        let read = |function: &Function<Space>| -> Vec<_> {
-            (0..0x1000).step_by(4).map(|offset| dword(function, offset)).collect()
+        assert_eq!(function.steadiness(), steadiness, "{what}");
+        let check = |function: &Function<Space>| {
+            for index in 0..1024 {
+                let read = dword(function, u16::try_from(index).unwrap() * 4);
+                let is_live = what == "errors" && index == 0x104 / 4;
+                let expected = if is_live { 0x10 } else { function.steady_dword(index) };
+                assert_eq!(read, expected, "{what} {index}");
+            }
         };
-        let mut page = [0x5555_5555; 1024];
-        function.page(&mut page);
-        assert_eq!(page[..], read(&function), "{what}");
+        check(&function);
         let mut version = function.version();
-        let mut changed = |function: &Function<Space>| {
-            core::mem::replace(&mut version, function.version()) != function.version()
+        let mut changes = |function: &Function<Space>| {
+            function.version() - core::mem::replace(&mut version, function.version())
         };
         let _ = function.write(access(0x10, Size::Four), u32::MAX);
-        assert!(changed(&function), "{what}: a BAR is written");
+        assert_eq!(changes(&function), 1, "{what}: a BAR is written");
         let _ = function.write(access(0x10, Size::Four), u32::MAX);
-        assert!(!changed(&function), "{what}: the same again");
+        assert_eq!(changes(&function), 0, "{what}: the same again");
         let _ = function.write(access(0x00, Size::Four), u32::MAX);
         let _ = function.write(access(0xffc, Size::Four), u32::MAX);
-        assert!(!changed(&function), "{what}: read-only");
+        assert_eq!(changes(&function), 0, "{what}: read-only");
         function.set_multi_function(true);
-        assert!(changed(&function), "{what}: the bus changes");
-        function.page(&mut page);
-        assert_eq!(page[..], read(&function), "{what}");
+        assert_ne!(changes(&function), 0, "{what}: the bus changes");
+        check(&function);
         let _ = function.reset();
-        assert!(changed(&function), "{what}: reset");
+        assert_ne!(changes(&function), 0, "{what}: reset");
         assert_eq!(function.device().0.borrow()[0x104 / 4] != 0, what == "errors", "untouched");
+    }
+}
+
+/// What the device says where it is asked, by what the guest has set.
+#[test]
+#[rustfmt::skip]
+fn live_fields_are_live_only_while_nobody_else_knows_them() {
+    use Steadiness::{Live, Steady, UntilInterrupt};
+    // MSI with 8 vectors and masks at 40h, MSI-X at 60h; the pin asserts, vectors 0 and 2 are pending.
+    let dwords = [
+        (0x04, 0x0018_0000), (0x40, 0x0186_6005), (0x54, 0b101), (0x60, 0x0000_0011), (0x68, 0x800),
+    ];
+    let steps = [
+        // write to,  value,       steadiness,     Interrupt Status, pending bits
+        (0x00, 0,                  UntilInterrupt, 1, 0),
+        (0x04, 0x0400,             Live,           1, 0), // Interrupt Disable
+        (0x40, 0x0001_0000,        Steady,         0, 0), // MSI on
+        (0x50, 0b100,              Live,           0, 0b100), // vector 2 masked
+        (0x50, 0b111,              Live,           0, 0b101),
+        (0x50, 0b010,              Live,           0, 0), // not one that is pending
+        (0x04, 0,                  Live,           0, 0),
+        (0x50, 0,                  Steady,         0, 0),
+        (0x50, 0b111,              Live,           0, 0b101),
+        (0x40, 0,                  UntilInterrupt, 1, 0), // MSI off, vectors still masked
+        (0x60, 0xc000_0000,        Steady,         0, 0), // MSI-X on, all of it masked
+        (0x04, 0x0400,             Steady,         0, 0),
+        (0x60, 0,                  Live,           1, 0),
+        (0x04, 0,                  UntilInterrupt, 1, 0),
+    ];
+    let bars = [bar(0, BarKind::Memory32, 0x1000)];
+    let mut function = build(space(&dwords), &bars, Position::RootBus, Pin::Shown).unwrap();
+    for (number, (offset, value, steadiness, status, pending)) in steps.into_iter().enumerate() {
+        write(&mut function, offset, value);
+        assert_eq!(function.steadiness(), steadiness, "step {number}");
+        assert_eq!(dword(&function, 0x04) >> 19 & 1, status, "step {number}");
+        assert_eq!(function.read(access(0x06, Size::One)) >> 3 & 1, status, "step {number}");
+        assert_eq!(dword(&function, 0x54), pending, "step {number}");
+        assert_eq!(function.steady_dword(1) >> 19 & 1, 0, "step {number}");
+    }
+    let _ = function.reset();
+    assert_eq!(function.steadiness(), UntilInterrupt);
+}
+
+proptest! {
+    /// A function that calls itself steady never asks its device, and reads as its steady dwords say.
+    #[test]
+    fn a_steady_function_asks_nobody(
+        pending: u32,
+        writes in prop::collection::vec((0u16..0x80, any::<u32>()), 0..40),
+        shown: bool,
+    ) {
+        let dwords = [
+            (0x04, 0x0018_0000), (0x40, 0x0186_6005), (0x60, 0x0001_0011), (0x68, 0x800),
+        ];
+        let bars = [bar(0, BarKind::Memory32, 0x1000)];
+        let pin = if shown { Pin::Shown } else { Pin::Hidden };
+        let mut function = build(space(&dwords), &bars, Position::RootBus, pin).unwrap();
+        for (offset, value) in writes {
+            let version = function.version();
+            let before: Vec<_> = (0..1024).map(|index| function.steady_dword(index)).collect();
+            write(&mut function, offset & !3, value);
+            let changes = function.version() - version;
+            for (index, before) in before.into_iter().enumerate() {
+                let is_written = usize::from(offset / 4) == index;
+                let may_change = changes > 1 || changes == 1 && is_written;
+                prop_assert!(may_change || function.steady_dword(index) == before);
+            }
+            let steadiness = function.steadiness();
+            // Whatever the device has in its live fields now; its pin is quiet where it has to be.
+            {
+                let mut space = function.device().0.borrow_mut();
+                let asserts = steadiness == Steadiness::Steady && pending & 1 != 0;
+                space[0x04 / 4] = 0x0010_0000 | u32::from(asserts) << 19;
+                space[0x54 / 4] = pending;
+            }
+            if steadiness != Steadiness::Live {
+                for index in 0..1024 {
+                    let read = dword(&function, u16::try_from(index).unwrap() * 4);
+                    prop_assert_eq!(read, function.steady_dword(index), "{:#x}", index * 4);
+                }
+            }
+        }
     }
 }
 

@@ -36,8 +36,9 @@ what EL2 has set up.
 The extended chain begins at 100h. If what the device has there is not shown, a capability with ID 0000h stands there
 and leads on.
 
-A function none of whose fields is seen live reads the same until the guest writes to it, or EL2 changes what is on its
-bus: its page of config space may then be read without EL2.
+While none of a function's fields is live, it reads the same until the guest writes to it, or EL2 changes what is on its
+bus. Its page is then mapped, and reads do not trap: [config-reads.md](config-reads.md). Which fields are live depends
+on what the guest has set, as their rows say; of a function with Advanced Error Reporting some always are.
 ";
 
 const ADDRESSES: &str = "
@@ -50,9 +51,8 @@ const ADDRESSES: &str = "
 - I/O BARs read as zero. The function's memory BARs have to be enough for its driver.
 - The expansion ROM decodes while Memory Space Enable and its own enable bit are both set, and its enable bit is set in
   the device just as long. A function may use one decoder for its ROM and its BARs; what that means for its BARs
-  meanwhile is then as on hardware (7.5.1.2.4). The ROM is mapped read-only: a store to it is an external abort to the
-  guest, or does nothing if the ROM is smaller than a page. A ROM for which the machine's windows have no room is
-  hidden.
+  meanwhile is then as on hardware (7.5.1.2.4). The ROM is mapped read-only: a store to it does nothing. A ROM for
+  which the machine's windows have no room is hidden.
 - A range outside the bridge's windows, or only partly inside one of them, is decoded by nobody: so RAM, the interrupt
   controller and what else a domain has are out of reach.
 - Two BARs that overlap: the specification leaves open who answers. Here the one that came first keeps its whole range,

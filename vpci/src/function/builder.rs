@@ -130,12 +130,15 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
         if self.express {
             self.add_extended()?;
         }
-        for cell in &self.function.cells {
+        let pending = self.function.msi.and_then(|msi| msi.pending());
+        for (index, cell) in self.function.cells.iter().enumerate() {
             let row = usize::from(cell.row).wrapping_sub(1);
             if let Some(row) = self.function.rows.get_mut(row) {
                 row.reset = cell.value;
             }
-            self.function.live |= cell.live;
+            // These two depend on what the guest has set.
+            let changes = index == COMMAND || Some(index) == pending;
+            self.function.live |= cell.live && !changes;
         }
         Ok(())
     }
@@ -260,10 +263,10 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
         };
         self.cell(index)?.value = info.type_bits();
         self.add_masks(index, Register::kept(low, 0))?;
-        self.act(index, Action::Effects);
+        self.act(index, Action::Address);
         if pair {
             self.add_masks(index + 1, Register::kept(high, 0))?;
-            self.act(index + 1, Action::Effects);
+            self.act(index + 1, Action::Address);
         }
         Ok(())
     }
