@@ -267,7 +267,7 @@ impl Act<Step> for Giving {
         match step {
             Step::Slot => {
                 if let Some(bus) = &self.domain.pci {
-                    bus.lock().give_up(self.wish.slot);
+                    bus.lock().give_up(&self.domain, self.wish.slot);
                 }
             }
             Step::Claim => {

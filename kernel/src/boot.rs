@@ -5,7 +5,9 @@ use crate::machine::{self, Machine};
 use crate::memory;
 use crate::panic::give_up;
 use crate::pcpu::{self, Pcpu};
-use crate::{assign, interrupts, irq, lifecycle, log, panic, physical, sched, servers, terminal};
+use crate::{
+    assign, interrupts, irq, lifecycle, log, panic, physical, sched, servers, shadow, terminal,
+};
 use aarch64_cpu::registers::{
     CNTFRQ_EL0, CNTHCTL_EL2, CNTP_CTL_EL0, CNTV_CTL_EL0, ID_AA64MMFR1_EL1, MIDR_EL1, MPIDR_EL1,
     Readable, Writeable,
@@ -58,7 +60,7 @@ extern "C" fn isthmus_main(device_tree: u64, _image: u64) -> ! {
         Err(error) => malformed_tree(bytes, &error),
     };
     open_terminal(&tree);
-    set_log_level(&tree);
+    read_arguments(&tree);
     info!(
         "Isthmus {} at {:#x}",
         env!("CARGO_PKG_VERSION"),
@@ -173,12 +175,15 @@ fn uart(tree: &Tree) -> Option<Node<'_>> {
         .or_else(|| tree.compatible("arm,pl011").next())
 }
 
-/// Takes the least important level of the log that is shown from the machine's boot arguments:
-/// `log=error`, `log=warn`, `log=info` or `log=debug`.
-fn set_log_level(tree: &Tree) {
+/// Takes the machine's boot arguments: `log=error`, `log=warn`, `log=info` or `log=debug`, the least
+/// important level of the log that is shown; and `shadow=off`, with which all config reads trap.
+fn read_arguments(tree: &Tree) {
     let chosen = tree.find("/chosen");
     let arguments = chosen.and_then(|chosen| chosen.property("bootargs")?.string().ok());
     for word in arguments.unwrap_or_default().split_ascii_whitespace() {
+        if word == "shadow=off" {
+            shadow::forbid();
+        }
         let Some(level) = word.strip_prefix("log=") else {
             continue;
         };

@@ -7,6 +7,7 @@ use crate::domain::Domain;
 use crate::mmio::Mmio;
 use crate::passthrough::{AssignError, Assigned};
 use crate::physical::{self, Messages, Resetting};
+use crate::shadow::{Pages, View};
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -58,6 +59,8 @@ pub(crate) struct Bus {
     /// taken back.
     functions: Vec<Option<Assigned>>,
     life: Life,
+    /// What the guest reads of it without EL2.
+    pages: Pages,
 }
 
 /// What the bus's domain does.
@@ -124,7 +127,31 @@ impl Bus {
             stub: Emulated::stub(),
             functions: Vec::new(),
             life: Life::Runs,
+            pages: Pages::new()?,
         })
+    }
+
+    /// Lends the pages out, with what they show.
+    #[inline]
+    fn with_pages(&mut self, domain: &Domain, f: impl FnOnce(&mut Pages, &View<'_>)) {
+        let view = View {
+            domain,
+            bus: &self.bus,
+            bridge: &self.bridge,
+            stub: &self.stub,
+            functions: &self.functions,
+        };
+        f(&mut self.pages, &view);
+    }
+
+    /// Shows all of config space to a guest that is about to start.
+    pub(crate) fn show(&mut self, domain: &Domain) {
+        self.with_pages(domain, Pages::show_all);
+    }
+
+    /// Shows the function of that name after it has come or gone, and what goes with it.
+    pub(crate) fn refresh(&mut self, domain: &Domain, name: Sbdf) {
+        self.with_pages(domain, |pages, view| pages.refresh(view, name));
     }
 
     /// Puts a device model's function on the bus.
@@ -188,23 +215,27 @@ impl Bus {
     ) -> Answer {
         match self.bus.route(access.sbdf()) {
             None | Some(Owner::Stub) => {}
-            Some(Owner::HostBridge) => self.bridge.write(access, value),
+            Some(Owner::HostBridge) => {
+                self.bridge.write(access, value);
+                self.with_pages(domain, |pages, view| pages.show(view, access.sbdf()));
+            }
             Some(Owner::Vpci(id)) => {
-                if let Some(Some(function)) = self.functions.get_mut(id)
-                    && function.config_write(access, value)
-                    && let Some(reset) = self.carry_out(domain, id)
-                {
+                if let Some(reset) = self.write_function(domain, id, access, value) {
                     return Answer::Resetting(Scope::Function(id), only(reset));
                 }
             }
-            Some(Owner::Port(bus)) => match self.bus.write_port(bus, access, value) {
-                PortChange::None => {}
-                PortChange::Forwarding => self.change_port(domain, bus),
-                PortChange::Reset => {
-                    let resets = self.reset_bus(domain, bus);
-                    return Answer::Resetting(Scope::Bus(bus), resets);
+            Some(Owner::Port(bus)) => {
+                let change = self.bus.write_port(bus, access, value);
+                self.with_pages(domain, |pages, view| pages.show(view, access.sbdf()));
+                match change {
+                    PortChange::None => {}
+                    PortChange::Forwarding => self.change_port(domain, bus),
+                    PortChange::Reset => {
+                        let resets = self.reset_bus(domain, bus);
+                        return Answer::Resetting(Scope::Bus(bus), resets);
+                    }
                 }
-            },
+            }
             Some(Owner::Ioreq(_)) => {
                 if let Some(elsewhere) = self.elsewhere(access) {
                     return Answer::Elsewhere(elsewhere);
@@ -212,6 +243,31 @@ impl Bus {
             }
         }
         Answer::Done(0)
+    }
+
+    /// Carries out a config write to a passed-through function. Its page shows it once everything is done
+    /// that follows from it. Returns the reset that the guest asked for.
+    fn write_function(
+        &mut self,
+        domain: &Domain,
+        id: usize,
+        access: ConfigAccess,
+        value: u32,
+    ) -> Option<Resetting> {
+        let function = self.functions.get_mut(id)?.as_mut()?;
+        let before = function.version();
+        let has_effects = function.config_write(access, value);
+        let changes = function.version().wrapping_sub(before);
+        let reset = if has_effects {
+            self.carry_out(domain, id)
+        } else {
+            None
+        };
+        if changes != 0 {
+            let dword = (changes == 1).then(|| access.offset().dword());
+            self.with_pages(domain, |pages, view| pages.changed(view, id, dword));
+        }
+        reset
     }
 
     /// Carries out an access in one of the bridge's windows that stage 2 does not let through.
@@ -335,6 +391,7 @@ impl Bus {
         }
         self.bus.update_claims(bus);
         self.map_ready(domain);
+        self.with_pages(domain, Pages::follow);
     }
 
     /// Resets the models of the passed-through functions below a port that holds its link down, and
@@ -465,9 +522,10 @@ impl Bus {
     }
 
     /// Gives up a slot that was kept.
-    pub(crate) fn give_up(&mut self, slot: Sbdf) {
+    pub(crate) fn give_up(&mut self, domain: &Domain, slot: Sbdf) {
         self.bus.remove(slot);
         self.tell_siblings(slot);
+        self.refresh(domain, slot);
     }
 
     /// Shows a function at the slot that was kept for it; returns it if the domain has stopped for good
@@ -487,6 +545,7 @@ impl Bus {
         assigned.show(domain);
         *place = Some(assigned);
         self.tell_siblings(slot);
+        self.refresh(domain, slot);
         None
     }
 
@@ -518,6 +577,7 @@ impl Bus {
         self.bus.remove(slot);
         self.tell_siblings(slot);
         assigned.silence(domain);
+        self.refresh(domain, slot);
         Some(assigned)
     }
 
@@ -555,6 +615,11 @@ impl Bus {
                 assigned.enable(domain);
             }
         }
+        self.with_pages(domain, |pages, view| {
+            for assigned in view.functions.iter().flatten() {
+                pages.show_function(view, assigned);
+            }
+        });
     }
 
     /// Takes the functions away from a domain that stops for good: they reach nothing, and interrupt

@@ -8,7 +8,7 @@ use crate::pcpu::Pcpu;
 use crate::physical::{self, Dma, Mastered, Resetting};
 use crate::servers::{Link, Serving};
 use crate::vcpu::{Vcpu, VcpuRef};
-use crate::{machine, sched, terminal};
+use crate::{machine, sched, shadow, terminal};
 use alloc::collections::TryReserveError;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -572,7 +572,13 @@ impl Domain {
 
     /// One of the machine's PCI lines is high: returns whether one of its functions asserts it.
     pub(crate) fn line_is_high(&self, line: usize) -> bool {
-        self.pins.interrupted(line, self.drive())
+        let hide = |at| shadow::hide(self, at);
+        self.pins.interrupted(line, hide, self.drive())
+    }
+
+    /// One of the machine's PCI lines was turned off: interrupts on it are not heard of any more.
+    pub(crate) fn line_is_lost(&self, line: usize) {
+        self.pins.lost(line, |at| shadow::hide(self, at));
     }
 
     /// The guest has ended interrupts of its PCI bus: a bit for each of the four lines.

@@ -13,6 +13,9 @@
 //! So a function asserts the machine's line only until EL2 has seen it, and one whose guest does not
 //! answer holds up nobody else's; what still asserts at the end raises the line again by itself.
 //!
+//! A function's page of config space, where a guest reads it without EL2, says that Interrupt Status is
+//! clear. So the page is mapped only while EL2 is told of it: until the first interrupt since a reset.
+//!
 //! The level of the domain's line and the device's register move together under one lock: see
 //! [`crate::wired`] for why. Command has other bits, which the same lock protects.
 
@@ -66,6 +69,10 @@ struct Function<C> {
     allowed: bool,
     /// It was seen asserting its pin, and the guest has not ended that yet.
     raised: bool,
+    /// It was seen asserting its pin since it was started.
+    seen: bool,
+    /// Where its page of config space is mapped, which is to be hidden when it asserts its pin.
+    page: Option<u64>,
 }
 
 impl<C: PhysicalConfig> Function<C> {
@@ -134,6 +141,8 @@ impl<C: PhysicalConfig> Functions<C> {
             live: false,
             allowed: true,
             raised: false,
+            seen: false,
+            page: None,
         });
         let mut functions = self.inner.lock();
         if let Some(index) = functions.iter().position(Option::is_none) {
@@ -175,6 +184,7 @@ impl<C: PhysicalConfig> Functions<C> {
                 function.write_command(INTERRUPT_DISABLE);
             }
             function.command = 0;
+            function.seen = false;
             function.lower()
         });
     }
@@ -199,13 +209,35 @@ impl<C: PhysicalConfig> Functions<C> {
         });
     }
 
+    /// Lets a function's page be mapped at `at` by `map`, if it has not asserted its pin since it was
+    /// started. Returns whether it was: it is hidden when it does. With `None` the page does not depend on
+    /// the pin any more.
+    pub fn show(&self, key: Key, at: Option<u64>, map: impl FnOnce()) -> bool {
+        let mut functions = self.inner.lock();
+        let Some(Some(function)) = functions.get_mut(key.0) else {
+            return false;
+        };
+        function.page = at.filter(|_| function.live && !function.seen && !function.asserts());
+        if function.page.is_some() {
+            map();
+        }
+        function.page.is_some()
+    }
+
     /// The machine's line is high: raises the domain's lines for whoever asserts it, and silences them.
-    /// Returns whether there was one.
-    pub fn interrupted(&self, line: usize, mut drive: impl FnMut(u32, bool)) -> bool {
+    /// Their pages are hidden before. Returns whether there was one.
+    pub fn interrupted(
+        &self,
+        line: usize,
+        mut hide: impl FnMut(u64),
+        mut drive: impl FnMut(u32, bool),
+    ) -> bool {
         let mut found = false;
         for function in self.inner.lock().iter_mut().flatten() {
             if function.may_assert(line) && function.asserts() {
                 function.raised = true;
+                function.seen = true;
+                function.page.take().into_iter().for_each(&mut hide);
                 function.write();
                 found = true;
                 if let Some(wiring) = function.wiring {
@@ -214,6 +246,16 @@ impl<C: PhysicalConfig> Functions<C> {
             }
         }
         found
+    }
+
+    /// Nobody is told of the machine's line any more: hides the pages of all functions on it.
+    pub fn lost(&self, line: usize, mut hide: impl FnMut(u64)) {
+        for function in self.inner.lock().iter_mut().flatten() {
+            if function.wiring.is_some_and(|wiring| wiring.line == line) {
+                function.seen = true;
+                function.page.take().into_iter().for_each(&mut hide);
+            }
+        }
     }
 
     /// The guest has ended the interrupt of one of its lines, which has fallen with that: whoever
@@ -303,6 +345,7 @@ mod tests {
         devices: [Shared; 3],
         keys: [Key; 3],
         lines: RefCell<BTreeMap<u32, bool>>,
+        hidden: RefCell<Vec<u64>>,
     }
 
     const MASTER: u32 = 1 << 2;
@@ -322,6 +365,7 @@ mod tests {
                 devices,
                 keys,
                 lines: RefCell::default(),
+                hidden: RefCell::default(),
             };
             for key in keys {
                 machine.functions.start(key, MEMORY);
@@ -333,6 +377,22 @@ mod tests {
             |spi, level| {
                 self.lines.borrow_mut().insert(spi, level);
             }
+        }
+
+        /// A page is hidden before its function's interrupt is known.
+        fn hide(&self) -> impl FnMut(u64) {
+            let raised = self.lines.borrow().clone();
+            move |page| {
+                assert_eq!(*self.lines.borrow(), raised);
+                self.hidden.borrow_mut().push(page);
+            }
+        }
+
+        fn show(&self, n: usize, page: Option<u64>) -> bool {
+            let mut mapped = false;
+            let shown = self.functions.show(self.keys[n], page, || mapped = true);
+            assert_eq!(shown, mapped);
+            shown
         }
 
         fn want(&self, n: usize, wants: bool) {
@@ -354,7 +414,7 @@ mod tests {
                     return;
                 }
                 assert!(round < 3, "the line is stuck");
-                assert!(self.functions.interrupted(7, self.drive()));
+                assert!(self.functions.interrupted(7, self.hide(), self.drive()));
             }
         }
 
@@ -381,6 +441,41 @@ mod tests {
         machine.end(3);
         assert!(!machine.line(3) && !machine.machine_line());
         assert_eq!(machine.devices[0].borrow().command, MEMORY);
+    }
+
+    #[test]
+    fn a_page_is_hidden_by_the_first_interrupt_until_a_reset() {
+        let machine = Machine::new();
+        assert!(machine.show(0, Some(0x1000)) && machine.show(2, Some(0x3000)));
+        machine.want(1, true);
+        machine.settle();
+        assert!(machine.hidden.borrow().is_empty(), "that was another's");
+        machine.want(0, true);
+        machine.settle();
+        assert_eq!(*machine.hidden.borrow(), [0x1000]);
+        assert!(!machine.show(0, Some(0x1000)));
+        machine.want(0, false);
+        machine.end(3);
+        assert!(!machine.show(0, Some(0x1000)), "it may again");
+        // It asserts its pin already, and has not been seen doing it: the guest has silenced it.
+        machine
+            .functions
+            .allow(machine.keys[2], false, machine.drive());
+        machine.want(2, true);
+        assert!(!machine.show(2, Some(0x3000)));
+        machine.want(2, false);
+        assert!(machine.show(2, Some(0x3000)));
+        machine.functions.stop(machine.keys[0], machine.drive());
+        assert!(!machine.show(0, Some(0x1000)), "it is in reset");
+        machine.functions.start(machine.keys[0], MEMORY);
+        assert!(machine.show(0, Some(0x5000)));
+        assert!(!machine.show(0, None));
+        machine.want(0, true);
+        machine.settle();
+        assert_eq!(*machine.hidden.borrow(), [0x1000], "it sends messages");
+        machine.functions.lost(7, machine.hide());
+        assert_eq!(*machine.hidden.borrow(), [0x1000, 0x3000]);
+        assert!(!machine.show(2, Some(0x3000)));
     }
 
     #[test]
@@ -439,7 +534,11 @@ mod tests {
             (device.command, device.wants) = (0, true);
             device.accesses
         };
-        assert!(!machine.functions.interrupted(7, machine.drive()));
+        assert!(
+            !machine
+                .functions
+                .interrupted(7, machine.hide(), machine.drive())
+        );
         machine.end_quietly(3);
         machine
             .functions
@@ -462,9 +561,17 @@ mod tests {
     fn another_line_and_a_function_that_is_gone_are_nobodys() {
         let machine = Machine::new();
         machine.want(0, true);
-        assert!(!machine.functions.interrupted(6, machine.drive()));
+        assert!(
+            !machine
+                .functions
+                .interrupted(6, machine.hide(), machine.drive())
+        );
         machine.devices[0].borrow_mut().gone = true;
-        assert!(!machine.functions.interrupted(7, machine.drive()));
+        assert!(
+            !machine
+                .functions
+                .interrupted(7, machine.hide(), machine.drive())
+        );
         assert!(!machine.line(3));
     }
 

@@ -56,6 +56,9 @@ const ATTACH_AGAIN: u32 = 1;
 #[cold]
 pub(crate) fn start(domain: &Arc<Domain>) -> Result<(), MakeError> {
     let (entry, argument) = load(domain)?;
+    if let Some(bus) = &domain.pci {
+        bus.lock().show(domain);
+    }
     domain.reset_counter();
     *domain.lifecycle.lock() = Lifecycle::Running;
     info!("domain {} starts", domain.name());

@@ -172,7 +172,10 @@ impl Lines {
             claimed |= user.is_some_and(|domain| domain.line_is_high(line));
             index += 1;
         }
-        self.judge(line, claimed);
+        if self.is_stuck(line, claimed) {
+            let users = (0..).map_while(|index| self.user(line, index)).flatten();
+            users.for_each(|domain| domain.line_is_lost(line));
+        }
         true
     }
 
@@ -183,22 +186,24 @@ impl Lines {
         Some(user.upgrade())
     }
 
-    /// Turns a line off that nobody asserts, and that does not fall.
-    fn judge(&self, line: usize, claimed: bool) {
+    /// Turns a line off that nobody asserts, and that does not fall; returns whether it did so.
+    fn is_stuck(&self, line: usize, claimed: bool) -> bool {
         let spi = self.lines[line].spi;
         let mut users = self.lines[line].users.lock();
         if claimed || !machine::get().distributor.lock().is_pending(spi) {
             users.unclaimed = 0;
-            return;
+            return false;
         }
         users.unclaimed += 1;
-        if users.unclaimed == PATIENCE {
+        let is_stuck = users.unclaimed == PATIENCE;
+        if is_stuck {
             self.turn_off(line);
             warning!(
                 "PCI: {} stays high and no domain's function asserts it: turned off",
                 spi.id()
             );
         }
+        is_stuck
     }
 }
 

@@ -75,6 +75,8 @@ mod sched;
 #[cfg_attr(not(feature = "ioreq"), path = "no_servers.rs")]
 mod servers;
 #[cfg(target_os = "none")]
+mod shadow;
+#[cfg(target_os = "none")]
 mod smccc;
 #[cfg(target_os = "none")]
 mod sysreg;

@@ -3,13 +3,16 @@
 use crate::assign::Operation;
 use crate::bus::{self, Answer, Bus, Elsewhere, Scope};
 use crate::exit::{Exception, Next};
+use crate::memory::TableFrames;
 use crate::pcpu::Running;
 use crate::physical::Resetting;
 use crate::servers::{self, Asked, Sent};
 use crate::{control, replay, sched, terminal};
 use alloc::vec::Vec;
+use arch::address::Ipa;
 use arch::syndrome::{AbortKind, Access, DataAbort, fault_address};
 use arch::sysreg;
+use arch::table::Rights;
 use core::sync::atomic::Ordering;
 use ioreq::{Kind, Request, TakeError, Width};
 use kernel::layout;
@@ -38,13 +41,23 @@ impl Mmio {
 /// Handles a data abort.
 pub(crate) fn data_abort(running: &mut Running<'_>, abort: DataAbort) -> Next {
     let far = sysreg::read!("far_el2");
-    // A table walk, a right that is missing, or the memory system's own no: HPFAR_EL2 need not say
-    // where, and nothing that EL2 emulates is reached that way.
-    if abort.table_walk || abort.kind != AbortKind::Translation {
-        return refuse(running, far);
-    }
-    // HPFAR_EL2 is valid for a translation fault, whether the syndrome is or not (D24.2.58).
-    let ipa = fault_address(sysreg::read!("hpfar_el2"), far);
+    let ipa = match abort.kind {
+        // HPFAR_EL2 is valid for a translation fault, whether the syndrome is or not (D24.2.58).
+        AbortKind::Translation if !abort.table_walk => {
+            fault_address(sysreg::read!("hpfar_el2"), far)
+        }
+        AbortKind::Permission if !abort.table_walk && !abort.maintenance => {
+            match without_right(running, abort.write, far) {
+                Ok(ipa) => ipa,
+                Err(next) => return next,
+            }
+        }
+        // What the guest may only read is nothing for it to invalidate.
+        AbortKind::Permission if !abort.table_walk => return Next::Skip,
+        // A table walk, or the memory system's own no: HPFAR_EL2 need not say where, and nothing that
+        // EL2 emulates is reached that way.
+        _ => return refuse(running, far),
+    };
     // Loads and stores with writeback or of pairs, atomics, SIMD: no syndrome says what they are.
     let Some(access) = abort.access else {
         return match abort.maintenance {
@@ -60,6 +73,35 @@ pub(crate) fn data_abort(running: &mut Running<'_>, abort: DataAbort) -> Next {
         .then(|| access.truncate(running.state.frame.register(access.rt)));
     let mmio = Mmio { ipa, access, store };
     route(running, mmio).unwrap_or_else(|| refuse(running, far))
+}
+
+/// Returns the IPA of an access for which stage 2 has no right: a store to config space that is mapped to
+/// be read, or to an expansion ROM.
+///
+/// HPFAR_EL2 is not architected for a permission fault (D24.2.58), so FAR_EL2 is translated anew. The guest
+/// may have changed its tables since: then it makes the access again, as whatever it is now.
+#[inline]
+fn without_right(running: &Running<'_>, write: bool, far: u64) -> Result<u64, Next> {
+    let translated = replay::translate(&running.state.frame, write, far);
+    let ipa = translated.map_err(|_| Next::Resume)?;
+    let windows = [layout::ECAM, layout::PCI_32, layout::PCI_64];
+    if windows.iter().any(|window| window.contains(&ipa)) {
+        return Ok(ipa);
+    }
+    Err(beside_windows(running, far, ipa))
+}
+
+/// Says how a vCPU goes on whose access was let through to no more than reading, and is not one to PCI.
+#[cold]
+fn beside_windows(running: &Running<'_>, far: u64, ipa: u64) -> Next {
+    let stage2 = running.domain.stage2.lock();
+    let found = stage2
+        .as_ref()
+        .and_then(|stage2| stage2.translate(&TableFrames::for_pcpus(), Ipa::new(ipa)));
+    match found {
+        Some((_, access)) if !access.rights.contains(Rights::WRITE) => refuse(running, far),
+        _ => Next::Resume,
+    }
 }
 
 /// What is not there, or not to be reached in this way, is a synchronous external abort; it is

@@ -7,8 +7,9 @@
 use crate::domain::Domain;
 use crate::physical::Resetting;
 use abi::Status;
+use arch::address::Ipa;
 use core::fmt;
-use vpci::{BarIndex, BusError, BusRange, ConfigAccess, Effect, Sbdf, Upstream};
+use vpci::{BarIndex, BusError, BusRange, ConfigAccess, Effect, Sbdf, Steadiness, Upstream};
 
 /// There is none.
 pub(crate) enum Assigned {}
@@ -73,6 +74,22 @@ impl Assigned {
     }
 
     pub(crate) fn config_write(&mut self, _access: ConfigAccess, _value: u32) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn version(&self) -> u32 {
+        match *self {}
+    }
+
+    pub(crate) fn steadiness(&self) -> Steadiness {
+        match *self {}
+    }
+
+    pub(crate) fn steady_dword(&self, _index: usize) -> u32 {
+        match *self {}
+    }
+
+    pub(crate) fn while_quiet(&self, _: &Domain, _: Option<Ipa>, _: impl FnOnce()) -> bool {
         match *self {}
     }
 

@@ -15,8 +15,8 @@ use kernel::{fallible, layout};
 use pci::{ClaimError, ResetError};
 use vpci::{
     BarIndex, BarRead, BarWrite, BuildError, BusAddress, BusError, BusRange, Change, ConfigAccess,
-    Effect, Kind, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size, Upstream,
-    Vendor,
+    Effect, Kind, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size, Steadiness,
+    Upstream, Vendor,
 };
 
 /// Command (PCI Express Base Specification, 7.5.1.1.3).
@@ -369,6 +369,30 @@ impl Assigned {
     /// Takes a config write, and returns whether there are effects.
     pub(crate) fn config_write(&mut self, access: ConfigAccess, value: u32) -> bool {
         self.model.write(access, value) == Change::Effects
+    }
+
+    /// Returns a number that is another one after each change of what a guest reads; see
+    /// [`vpci::Function::version`].
+    pub(crate) fn version(&self) -> u32 {
+        self.model.version()
+    }
+
+    /// Says how long reads give what [`Self::steady_dword`] returns.
+    pub(crate) fn steadiness(&self) -> Steadiness {
+        self.model.steadiness()
+    }
+
+    /// Returns a dword of config space as it reads while the function is steady.
+    pub(crate) fn steady_dword(&self, index: usize) -> u32 {
+        self.model.steady_dword(index)
+    }
+
+    /// Lets `map` map its page of config space at `at`, if it has not asserted its interrupt pin since its
+    /// reset; returns whether it did. The page is hidden when it does. With `None`, the page has nothing
+    /// to do with the pin any more.
+    pub(crate) fn while_quiet(&self, domain: &Domain, at: Option<Ipa>, map: impl FnOnce()) -> bool {
+        let pin = self.pin;
+        pin.is_some_and(|pin| domain.pins.show(pin, at.map(Ipa::get), map))
     }
 
     /// Answers a load from a part of a BAR that the guest does not reach by itself.

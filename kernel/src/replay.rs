@@ -29,7 +29,7 @@ use crate::mmio::{self, Mmio};
 use crate::pcpu::Running;
 use arch::frame::Frame;
 use arch::load_store::{self, Bank, LoadStore, Target, Undecoded, Values};
-use arch::syndrome::{Access, translated};
+use arch::syndrome::{Access, TranslationFault, translated};
 use arch::{asm, sysreg};
 
 /// A load or store on its way.
@@ -266,6 +266,18 @@ fn fetch(domain: &Domain, pc: u64) -> Result<u32, Failure> {
     domain.memory.word(ipa).map_err(|_| Failure::Changed)
 }
 
+/// Translates an address by the guest's own stage 1, as the access of its vCPU would be.
+#[inline]
+pub(crate) fn translate(frame: &Frame, store: bool, va: u64) -> Result<u64, TranslationFault> {
+    let par = match (frame.is_el0(), store) {
+        (false, false) => asm::at_s1e1r(va),
+        (false, true) => asm::at_s1e1w(va),
+        (true, false) => asm::at_s1e0r(va),
+        (true, true) => asm::at_s1e0w(va),
+    };
+    translated(par, va)
+}
+
 /// Returns the IPAs of the pages that hold the first and the last byte; one of them is `known`, that of
 /// the page with `far`.
 fn pages(
@@ -276,18 +288,10 @@ fn pages(
     known: u64,
 ) -> Result<[u64; 2], Failure> {
     let last = address.wrapping_add(u64::from(what.size()) - 1);
-    let translate = |va: u64| {
-        let par = match (frame.is_el0(), what.store) {
-            (false, false) => asm::at_s1e1r(va),
-            (false, true) => asm::at_s1e1w(va),
-            (true, false) => asm::at_s1e0r(va),
-            (true, true) => asm::at_s1e0w(va),
-        };
-        match translated(par, va) {
-            Ok(ipa) => Ok(ipa & !IN_PAGE),
-            Err(fault) if fault.stage2 => Err(Failure::Unsupported),
-            Err(fault) => Err(Failure::Fault(va, fault.status)),
-        }
+    let translate = |va: u64| match translate(frame, what.store, va) {
+        Ok(ipa) => Ok(ipa & !IN_PAGE),
+        Err(fault) if fault.stage2 => Err(Failure::Unsupported),
+        Err(fault) => Err(Failure::Fault(va, fault.status)),
     };
     match (is_same_page(address, last), is_same_page(address, far)) {
         (true, _) => Ok([known, known]),

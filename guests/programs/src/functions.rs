@@ -11,7 +11,7 @@ use runtime::exception;
 use runtime::gic::{self, DEFAULT_PRIORITY, FIRST_LPI};
 use runtime::harness::{self, Failure, Outcome, Test};
 use runtime::its::{Its, Stalled};
-use runtime::mmio::Window;
+use runtime::mmio::{Odd, Width, Window};
 use runtime::platform::{self, HostBridge, Platform};
 use runtime::{check, check_eq, timer};
 use spin::Mutex;
@@ -188,6 +188,13 @@ fn expansion_rom() -> Outcome {
         u32::from_le_bytes(*b"PCIR"),
         "its structure"
     );
+    for width in Width::ALL {
+        let stored = rom.probe_write(0, width, 0);
+        check!(stored.is_ok(), "a store of {width:?}: {stored:?}");
+    }
+    let pair = rom.probe_odd(0, Odd::PairStore);
+    check!(pair.is_ok(), "a store of a pair: {pair:?}");
+    check_eq!(rom.read16(0), 0xaa55, "stores do nothing");
     // Memory Space Enable counts more.
     net.config.write16(4, 0);
     check_eq!(rom.read16(0), 0xffff, "memory decode off");

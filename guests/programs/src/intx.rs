@@ -159,15 +159,28 @@ impl Edu {
 /// How often the line's interrupt came, and after how many times the handler sees to the devices.
 static CAME: AtomicU32 = AtomicU32::new(0);
 static PATIENCE: AtomicU32 = AtomicU32::new(0);
+/// How often Interrupt Status was not what the device's own register said.
+static WRONG: AtomicU32 = AtomicU32::new(0);
 
 /// Leaves the devices alone until they have come a few times; then sees to one at each time.
 fn handler(_: u32) {
     let came = CAME.fetch_add(1, Ordering::Relaxed) + 1;
+    compare_status();
     if came >= PATIENCE.load(Ordering::Relaxed)
         && let Some(edus) = EDUS.get()
         && let Some(edu) = edus.iter().find(|edu| edu.registers.read32(STATUS) != 0)
     {
         edu.acknowledge();
+        compare_status();
+    }
+}
+
+fn compare_status() {
+    for edu in EDUS.get().into_iter().flatten() {
+        let asserts = edu.registers.read32(STATUS) != 0;
+        if edu.shows_status() != asserts {
+            WRONG.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -202,6 +215,10 @@ fn two_on_one_line() -> Outcome {
     check_eq!(one.function.config.read8(INTERRUPT_PIN), 1, "pin");
     check_eq!(one.line(), other.line(), "lines");
     check!(!one.shows_status(), "Interrupt Status of a quiet device");
+    check!(
+        pci::is_mapped(&one.function.config),
+        "reads trap before the first interrupt"
+    );
     Ok(())
 }
 
@@ -211,6 +228,12 @@ fn comes_and_goes() -> Outcome {
         check_eq!(count(edu.line(), 1, 1, || edu.raise()), 1, "interrupts");
         check!(!edu.shows_status(), "Interrupt Status after the end");
         check!(!gic::is_pending(edu.line()), "the line stays high");
+        let wrong = WRONG.load(Ordering::Relaxed);
+        check_eq!(wrong, 0, "Interrupt Status in the handler");
+        check!(
+            !pci::is_mapped(&edu.function.config),
+            "reads do not trap after an interrupt"
+        );
     }
     Ok(())
 }

@@ -32,6 +32,8 @@ mod pci;
 #[cfg(target_os = "none")]
 mod random;
 #[cfg(target_os = "none")]
+pub mod reads;
+#[cfg(target_os = "none")]
 pub mod selftest;
 #[cfg(target_os = "none")]
 mod simd;

@@ -1,6 +1,6 @@
 //! PCI functions, as a guest without drivers needs them.
 
-use runtime::mmio::Window;
+use runtime::mmio::{Odd, Window};
 use runtime::platform::HostBridge;
 
 /// Memory space and bus master, in Command.
@@ -93,6 +93,13 @@ impl Function {
         self.config.write16(offset + 2, MSIX_ENABLE);
         Some(())
     }
+}
+
+/// Returns whether loads of a page read memory, instead of trapping: an exclusive one then is no external
+/// abort (on QEMU; for Device memory the architecture leaves it open), and it is more than a request to a
+/// device can express.
+pub(crate) fn is_mapped(page: &Window) -> bool {
+    page.probe_odd(0, Odd::Exclusive).is_ok()
 }
 
 /// Returns the low and the high half.

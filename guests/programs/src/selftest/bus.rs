@@ -6,7 +6,7 @@ use runtime::platform::{self, HostBridge};
 use runtime::{check, check_eq, skip};
 
 use super::on_isthmus;
-use crate::pci::Function;
+use crate::pci::{self, Function};
 
 /// QEMU's host bridge, and Isthmus's.
 const HOST_BRIDGE: u32 = 0x0008_1b36;
@@ -81,7 +81,7 @@ pub(super) fn widths() -> Outcome {
 }
 
 /// Pairs and writeback have no valid syndrome, and work all the same (more of them in `accesses`). What
-/// no config request can express is an external abort.
+/// no config request can express is an external abort, but for loads where config space is mapped.
 pub(super) fn odd_accesses() -> Outcome {
     let bridge = bridge!();
     let config = bridge.function(0);
@@ -97,6 +97,9 @@ pub(super) fn odd_accesses() -> Outcome {
     }
     if on_isthmus() {
         for odd in [Odd::Exclusive, Odd::ZeroBlock] {
+            if odd == Odd::Exclusive && pci::is_mapped(&config) {
+                continue;
+            }
             let result = config.probe_odd(0, odd);
             // DC ZVA to device memory is an alignment fault before anything else.
             let refused =
@@ -108,7 +111,8 @@ pub(super) fn odd_accesses() -> Outcome {
     Ok(())
 }
 
-/// An access that is not aligned aborts, in stage 1 or as the bus cannot express it.
+/// An access that is not aligned aborts, in stage 1 or as the bus cannot express it. Loads of config space
+/// that is mapped are stage 1's alone, and not every version of QEMU minds them.
 pub(super) fn unaligned() -> Outcome {
     let bridge = bridge!();
     if !on_isthmus() {
@@ -128,8 +132,9 @@ pub(super) fn unaligned() -> Outcome {
             for (what, result) in [("read", read), ("write", write)] {
                 let refused =
                     result.is_err_and(|fault| fault.is_external_abort() || fault.is_alignment());
+                let is_load = what == "read" && pci::is_mapped(&config);
                 check!(
-                    refused,
+                    refused || is_load,
                     "{what} of {width:?} at {offset:#x} of {requester:#06x}: {result:?}"
                 );
             }
@@ -137,7 +142,11 @@ pub(super) fn unaligned() -> Outcome {
     }
     // Across the end of a function.
     let across = bridge.ecam.part(0, 0x2000).probe_read(0xfff, Width::Word);
-    check!(across.is_err(), "across two functions: {across:?}");
+    let is_load = pci::is_mapped(&bridge.function(0));
+    check!(
+        across.is_err() || is_load,
+        "across two functions: {across:?}"
+    );
     Ok(())
 }
 
