@@ -7,7 +7,10 @@
 //! The command line says which functions to read: `vpci=00:01.0 ioreq=00:02.0`. Without it, the first
 //! virtio function on bus 0 is the device model's and the first of any other kind is passed through.
 //! With the word `tree` only `cfg_read_vpci_4096` is printed, which is `cfg_read_vpci` where the buses
-//! below root ports are full; the guest numbers them from 1 up.
+//! below root ports are full; the guest numbers them from 1 up. A passed-through function is read while its
+//! pin is silenced, so that the device is asked for Interrupt Status and its config space traps.
+//!
+//! `bar_enable` takes QEMU's pci-testdev with a `membar` of 16 KiB: one BAR of one page, one of four.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -31,6 +34,14 @@ const DEVICE_CONTROL_2: usize = 0x68;
 const ARI_FORWARDING: u16 = 1 << 5;
 /// A function that no test system has.
 const ABSENT: u16 = 0x00f8;
+/// IDs of QEMU's pci-testdev, and its second memory BAR.
+const TESTDEV: u32 = 0x0005_1b36;
+const TESTDEV_BAR: usize = 2;
+/// Command: Memory Space Enable, and Interrupt Disable.
+const COMMAND: usize = 0x04;
+const MEMORY: u16 = 1 << 1;
+const INTERRUPT_DISABLE: u16 = 1 << 10;
+const BAR0: usize = 0x10;
 /// Where a virtio function of ours has its device configuration in BAR0.
 const DEVICE_CONFIG: usize = 0x2000;
 const BAR_SIZE: usize = 0x4000;
@@ -84,7 +95,7 @@ fn tree(platform: &Platform, bridge: &HostBridge) {
     }
     let function = named(platform, bridge, "vpci");
     match function.filter(|function| function.id() != u32::MAX) {
-        Some(function) => print("cfg_read_vpci_4096", load(function.config.base())),
+        Some(function) => print("cfg_read_vpci_4096", trapped_read(&function)),
         None => println!("bench: cfg_read_vpci_4096 needs a passed-through function"),
     }
 }
@@ -95,15 +106,68 @@ fn config_space(platform: &Platform, bridge: &HostBridge) {
         let mut functions = Function::all(bridge).filter(|function| function.requester != 0);
         functions.find(|function| (function.id() & 0xffff == VIRTIO) == virtio)
     };
+    print("cfg_read_shadow", load(bridge.function(0).base()));
     print("cfg_read_absent", load(bridge.function(ABSENT).base()));
     match named("vpci").or_else(|| first(false)) {
-        Some(function) => print("cfg_read_vpci", load(function.config.base())),
-        None => println!("bench: cfg_read_vpci needs a passed-through function"),
+        Some(function) => {
+            print("cfg_read_vpci", trapped_read(&function));
+            print("cfg_write_vpci", cfg_write(&function));
+        }
+        None => println!("bench: cfg_read_vpci and cfg_write_vpci need a passed-through function"),
+    }
+    match Function::all(bridge).find(|function| function.id() == TESTDEV) {
+        Some(function) => print("bar_enable", bar_enable(bridge, &function)),
+        None => println!("bench: bar_enable needs QEMU's pci-testdev"),
     }
     match named("ioreq").or_else(|| first(true)) {
         Some(function) => print("ioreq_read", ioreq_read(bridge, &function)),
         None => println!("bench: ioreq_read needs a device model's function"),
     }
+}
+
+/// A read of a function some of whose fields are live now.
+fn trapped_read(function: &Function) -> u64 {
+    function.config.write16(COMMAND, INTERRUPT_DISABLE);
+    let result = load(function.config.base());
+    function.config.write16(COMMAND, 0);
+    result
+}
+
+/// A write of a BAR, with memory decode off: each gives it another value.
+fn cfg_write(function: &Function) -> u64 {
+    let bar = (function.config.base() + BAR0) as u64;
+    let both = best(
+        |rounds| timed_two_stores(rounds, bar, 0x1000_0000),
+        |rounds| timed_nothing(rounds, bar, 0x1000_0000),
+    );
+    both / 2
+}
+
+/// Memory decode on: two BARs are mapped.
+fn bar_enable(bridge: &HostBridge, function: &Function) -> u64 {
+    let bars: Window = pci::first_fit(bridge, 2 * BAR_SIZE);
+    let sizes = [(0, 0), (TESTDEV_BAR, BAR_SIZE)].map(|(bar, offset)| {
+        let address = bars.base() + offset;
+        function.place(bar, address)
+    });
+    if sizes != [0x1000, 0x4000] {
+        println!("bench: bar_enable has BARs of {sizes:x?} bytes");
+    }
+    let timed = |command: u16| {
+        let rounds = (0..ROUNDS).map(|_| {
+            let start = timer::now();
+            function.config.write16(COMMAND, command);
+            let end = timer::now();
+            function.config.write16(COMMAND, 0);
+            end - start
+        });
+        rounds.min().unwrap_or(u64::MAX)
+    };
+    let nothing = (0..ROUNDS).map(|_| {
+        let start = timer::now();
+        timer::now() - start
+    });
+    timed(MEMORY).saturating_sub(nothing.min().unwrap_or(0))
 }
 
 /// A 32-bit read of a register in a BAR that a device model answers.
@@ -131,7 +195,7 @@ macro_rules! timed {
     ($name:ident, $($instruction:literal),*) => {
         fn $name(rounds: u64, a: u64, b: u64) -> u64 {
             let (start, end): (u64, u64);
-            // SAFETY: the instructions are a call, a read of a register, a load from a device, or an
+            // SAFETY: the instructions are a call, a read of a register, a load from a device, stores to one, or an
             // SGI to this vCPU, whose interrupts are masked; none of them changes memory.
             unsafe {
                 core::arch::asm!(
@@ -163,6 +227,7 @@ timed!(timed_nothing,);
 timed!(timed_hvc, "hvc #0");
 timed!(timed_id_register, "mrs x0, id_aa64pfr0_el1");
 timed!(timed_load, "ldr w1, [x0]");
+timed!(timed_two_stores, "str w1, [x0]", "str wzr, [x0]");
 timed!(
     timed_sgi,
     "msr icc_sgi1r_el1, x0",
