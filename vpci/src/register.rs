@@ -214,9 +214,9 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn a_dword_of_two_structures_has_the_masks_of_both() {
-        let one = Register { copied: 0x1, rw: 0x10, rw1c: 0x100, live: 0x1000 };
-        let other = Register { copied: 0x2, rw: 0x20, rw1c: 0x200, live: 0x2000 };
-        let both = Register { copied: 0x3, rw: 0x30, rw1c: 0x300, live: 0x3000 };
+        let one = Register { copied: 0x5, rw: 0x50, rw1c: 0x500, live: 0x5000 };
+        let other = Register { copied: 0x6, rw: 0x60, rw1c: 0x600, live: 0x6000 };
+        let both = Register { copied: 0x7, rw: 0x70, rw1c: 0x700, live: 0x7000 };
         assert_eq!(one.and(other), both);
         assert_eq!(other.and(one), both);
         assert_eq!(one.and(Register::HIDDEN), one);
