@@ -318,6 +318,7 @@ fn check_tree(machine: &Machine, found: &Found) {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "long; another walk is tried")]
 fn linux_u_boot_and_uefi_find_what_is_there_and_bring_it_up() {
     type Walk = fn(&mut Machine) -> Found;
     let walks: [(&str, Walk); 3] = [("Linux", linux), ("U-Boot", uboot), ("UEFI", uefi)];
@@ -451,6 +452,7 @@ fn a_function_below_a_port_shows_its_link() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "long; another walk is tried")]
 fn a_secondary_bus_reset_resets_what_is_below_and_nothing_else() {
     for (register, bit) in [(BRIDGE_CONTROL, 0x40), (LINK_CONTROL, 0x10)] {
         let mut machine = tree();
