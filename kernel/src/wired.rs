@@ -63,6 +63,21 @@ mod tests {
         assert_eq!(driven, [true, false, true]);
     }
 
+    /// Else somebody could change the device and move the line in between, and be overruled.
+    #[test]
+    fn nobody_gets_to_the_device_while_its_line_is_moved() {
+        let wired = Wired::new(Holder(0));
+        let mut moves = 0;
+        for value in [1, 0] {
+            let drive = |_| {
+                moves += 1;
+                assert!(wired.inner.try_lock().is_none(), "the lock is not held");
+            };
+            wired.with(|holder| holder.0 = value, drive);
+        }
+        assert_eq!(moves, 2);
+    }
+
     /// One puts things in, one takes them out, as a terminal and a guest do: however that falls, the
     /// line is low in the end only if nothing is left.
     #[test]
