@@ -1,7 +1,7 @@
 //! The registers of a vCPU that are switched when another vCPU gets the pCPU: EL1's system
 //! registers, its timers, FP and SIMD, and the self-hosted debug registers.
 
-use crate::sysreg;
+use crate::{asm, sysreg};
 
 macro_rules! registers {
     ($(#[$doc:meta])* $type:ident { $($field:ident = $name:literal,)* }) => {
@@ -25,14 +25,19 @@ macro_rules! registers {
     };
 }
 
+/// EL1's system registers.
+#[derive(Clone, Debug, Default)]
+pub struct El1 {
+    stage1: Stage1,
+    others: Others,
+}
+
 registers! {
-    /// EL1's system registers.
-    El1 {
-        sctlr = "sctlr_el1",
+    /// EL1's system registers, but for those that let stage 1 be walked.
+    Others {
         cpacr = "cpacr_el1",
         ttbr0 = "ttbr0_el1",
         ttbr1 = "ttbr1_el1",
-        tcr = "tcr_el1",
         mair = "mair_el1",
         amair = "amair_el1",
         esr = "esr_el1",
@@ -63,9 +68,102 @@ impl El1 {
     /// Makes the state of a vCPU that starts.
     pub fn new() -> Self {
         Self {
-            sctlr: Self::SCTLR_RESET,
-            ..Self::default()
+            stage1: Stage1 {
+                sctlr: Self::SCTLR_RESET,
+                tcr: 0,
+            },
+            others: Others::default(),
         }
+    }
+
+    /// Reads the registers of this pCPU, and closes stage 1.
+    pub fn save(&mut self) {
+        self.others.save();
+        self.stage1 = Stage1::close();
+    }
+
+    /// Writes the registers of this pCPU, where stage 1 is closed; the vCPU's stage 2 and its other
+    /// controls at EL2 are written before.
+    pub fn restore(&self) {
+        self.others.restore();
+        self.stage1.open();
+    }
+}
+
+/// The registers that let EL1's stage 1 be walked: SCTLR_EL1 and TCR_EL1.
+///
+/// Between two vCPUs VTTBR_EL2, TTBR0_EL1 and their like belong partly to one, partly to the other. EL2
+/// uses none of them, but a pCPU with one of these errata may execute an AT instruction speculatively
+/// and keep in its TLB, under one guest's VMID, what the mix leads to: Cortex-A53 1530924, A55 1530923,
+/// A57 1319537, A72 1319367, A76 1165522 and Neoverse N1 with it. So stage 1 is *closed* in between,
+/// and whenever no vCPU is loaded: it is on (M), but not walked (EPD0, EPD1), so that every translation
+/// ends in a fault, which no TLB keeps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stage1 {
+    sctlr: u64,
+    tcr: u64,
+}
+
+const SCTLR_M: u64 = 1 << 0;
+const TCR_EPD: u64 = 1 << 7 | 1 << 23;
+
+/// Where [`Stage1`] is written to: in the order that it says, which has a test.
+trait Registers {
+    fn set_sctlr(&mut self, value: u64);
+    fn set_tcr(&mut self, value: u64);
+    fn isb(&mut self);
+}
+
+/// The registers of this pCPU.
+struct Own;
+
+impl Registers for Own {
+    #[inline(always)]
+    fn set_sctlr(&mut self, value: u64) {
+        sysreg::write!("sctlr_el1", value);
+    }
+
+    #[inline(always)]
+    fn set_tcr(&mut self, value: u64) {
+        sysreg::write!("tcr_el1", value);
+    }
+
+    #[inline(always)]
+    fn isb(&mut self) {
+        asm::isb();
+    }
+}
+
+impl Stage1 {
+    /// Closes stage 1 on this pCPU, and returns what the registers held.
+    pub fn close() -> Self {
+        let now = Self {
+            sctlr: sysreg::read!("sctlr_el1"),
+            tcr: sysreg::read!("tcr_el1"),
+        };
+        now.close_in(&mut Own);
+        now
+    }
+
+    /// Gives the registers of this pCPU these contents. All others of the translation regime are
+    /// written before; the caller makes an ISB before they are used.
+    pub fn open(self) {
+        self.open_in(&mut Own);
+    }
+
+    /// First no more walks, then the MMU on: with it off, an address would be translated without one.
+    fn close_in(self, registers: &mut impl Registers) {
+        registers.set_tcr(self.tcr | TCR_EPD);
+        registers.isb();
+        registers.set_sctlr(self.sctlr | SCTLR_M);
+        registers.isb();
+    }
+
+    fn open_in(self, registers: &mut impl Registers) {
+        registers.isb();
+        registers.set_sctlr(self.sctlr);
+        registers.isb();
+        registers.set_tcr(self.tcr);
     }
 }
 
@@ -286,6 +384,93 @@ mod tests {
                 physical_control: pc, physical_compare: p,
             };
             assert_eq!(timers.deadline(offset), deadline, "{timers:?}");
+        }
+    }
+
+    /// Values that a register may have: the last one written, and until an ISB those before.
+    #[derive(Default)]
+    struct Possible(std::vec::Vec<u64>);
+
+    impl Possible {
+        fn settle(&mut self) {
+            self.0.drain(..self.0.len() - 1);
+        }
+    }
+
+    /// A pCPU that may walk at any time, by whatever its registers may hold.
+    struct Speculating {
+        sctlr: Possible,
+        tcr: Possible,
+        /// Whose stage 1 is to be used, if it may be: not while other registers are those of
+        /// another one, or may be until an ISB.
+        guest: Option<Stage1>,
+        others_written: Option<Stage1>,
+    }
+
+    impl Speculating {
+        fn check(&self) {
+            for &sctlr in &self.sctlr.0 {
+                for &tcr in &self.tcr.0 {
+                    let (on, closed) = (sctlr & SCTLR_M != 0, tcr & TCR_EPD == TCR_EPD);
+                    let right = self.guest.is_some_and(|guest| {
+                        on == (guest.sctlr & SCTLR_M != 0) && (!on || tcr == guest.tcr)
+                    });
+                    assert!(on && closed || right, "{sctlr:#x}, {tcr:#x}");
+                }
+            }
+        }
+    }
+
+    impl Registers for Speculating {
+        fn set_sctlr(&mut self, value: u64) {
+            self.sctlr.0.push(value);
+            self.check();
+        }
+
+        fn set_tcr(&mut self, value: u64) {
+            self.tcr.0.push(value);
+            self.check();
+        }
+
+        fn isb(&mut self) {
+            self.sctlr.settle();
+            self.tcr.settle();
+            if let Some(guest) = self.others_written.take() {
+                self.guest = Some(guest);
+            }
+            self.check();
+        }
+    }
+
+    #[test]
+    fn between_two_vcpus_nothing_is_walked() {
+        let with = |m: u64, epd: u64| Stage1 {
+            sctlr: El1::SCTLR_RESET | m,
+            tcr: 0x10 | epd,
+        };
+        let all = [0, TCR_EPD, 1 << 7, 1 << 23].map(|epd| [with(0, epd), with(1, epd)]);
+        for (from, to) in all.iter().flatten().flat_map(|from| {
+            let all = all.iter().flatten();
+            all.map(move |to| (*from, *to))
+        }) {
+            let mut pcpu = Speculating {
+                sctlr: Possible(std::vec![from.sctlr]),
+                tcr: Possible(std::vec![from.tcr]),
+                guest: Some(from),
+                others_written: None,
+            };
+            pcpu.check();
+            from.close_in(&mut pcpu);
+            // The other registers are written now.
+            pcpu.guest = None;
+            pcpu.others_written = Some(to);
+            pcpu.check();
+            to.open_in(&mut pcpu);
+            pcpu.isb();
+            assert_eq!(
+                (&*pcpu.sctlr.0, &*pcpu.tcr.0),
+                (&[to.sctlr][..], &[to.tcr][..])
+            );
         }
     }
 

@@ -15,10 +15,11 @@ use aarch64_cpu::registers::{
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::address::{PAGE_SIZE, Pa};
+use arch::context::Stage1;
 use arch::entry::{self, Start};
 use arch::gic::{Affinity, Distributor, IntId, Local, Redistributor, Trigger, cpu, virt};
 use arch::mmio::Window;
-use arch::table::{Stage2, VmidBits, Vmids, vtcr_el2};
+use arch::table::{Stage2, Vmid, VmidBits, Vmids, vtcr_el2, vttbr_el2};
 use arch::{asm, sysreg};
 use core::sync::atomic::Ordering;
 use dt::{Node, Tree};
@@ -393,6 +394,9 @@ fn init_pcpu(cpu: &'static Pcpu) {
     }
     or_give_up!(cpu::init(), "the CPU interface of pCPU {}", cpu.number);
     virt::init(&machine.interface);
+    // Reset leaves them unknown: nothing is walked until a vCPU is loaded.
+    Stage1::close();
+    sysreg::write!("vttbr_el2", vttbr_el2(Vmid::NONE, Pa::new(0)));
     sysreg::write!("vtcr_el2", machine.vtcr);
     sysreg::write!("vpidr_el2", MIDR_EL1.get());
     // The physical counter and timer are the guest's as well as the virtual ones.

@@ -14,6 +14,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::address::{BLOCK_2M, Ipa, PAGE_SIZE, Pa};
+use arch::context::Stage1;
 use arch::table::{Access, Format, Invalidate, Stage2, Vmid, vttbr_el2};
 use arch::{asm, sysreg};
 use core::fmt;
@@ -360,15 +361,16 @@ impl Tlb {
     /// Runs `f` with the domain's VMID loaded: the instructions work on the current one.
     fn with_vmid(&self, f: impl FnOnce()) {
         let own = sysreg::read!("vttbr_el2");
-        if own != self.vttbr {
-            sysreg::write!("vttbr_el2", self.vttbr);
-            asm::isb();
+        if own == self.vttbr {
+            return f();
         }
+        let stage1 = Stage1::close();
+        sysreg::write!("vttbr_el2", self.vttbr);
+        asm::isb();
         f();
-        if own != self.vttbr {
-            sysreg::write!("vttbr_el2", own);
-            asm::isb();
-        }
+        sysreg::write!("vttbr_el2", own);
+        stage1.open();
+        asm::isb();
     }
 }
 

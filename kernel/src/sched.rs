@@ -13,6 +13,7 @@ use crate::vcpu::{Activity, Run, VcpuRef, request};
 use crate::{exit, irq, lifecycle, physical};
 use alloc::collections::{TryReserveError, VecDeque};
 use alloc::vec::Vec;
+use arch::context::Stage1;
 use arch::frame::Frame;
 use arch::{asm, gic, sysreg};
 use core::sync::atomic::Ordering;
@@ -440,6 +441,8 @@ fn load(cpu: &'static Pcpu, vcpu: VcpuRef) {
 fn unload(cpu: &Pcpu, vcpu: &VcpuRef) {
     sysreg::write!("cntv_ctl_el0", 0);
     sysreg::write!("cntp_ctl_el0", 0);
+    // Its tables may go with its domain, and its VMID to another.
+    Stage1::close();
     vcpu.domain.interrupts.discard(&vcpu.domain, vcpu.get());
     exit::set_traps(None);
     // SAFETY: on this pCPU; not held beyond the stores.
