@@ -461,12 +461,13 @@ impl<B: Bus> Smmu<B> {
         self.forget(stream)
     }
 
-    /// Translates the accesses of a stream again, if it is attached.
+    /// Translates the accesses of a stream again, if it is attached. One that is listened to has no
+    /// tables, and stays refused.
     pub fn resume(&mut self, stream: u32) -> Result<(), Error> {
         if self.off {
             return Err(Error::Off);
         }
-        if !self.is_attached(stream) {
+        if !self.is_attached(stream) || self.streams.first(stream)? == stream::INVALID {
             return Ok(());
         }
         let context = self.context_of(stream).map(Memory::pa);

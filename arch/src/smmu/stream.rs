@@ -311,6 +311,12 @@ impl StreamTable {
         Ok((id & 0xffff) as u16)
     }
 
+    /// Returns the first word of an entry.
+    pub(super) fn first(&self, stream: u32) -> Result<u64, Error> {
+        let (memory, offset) = self.entry(stream)?.ok_or(Error::NoSuchStream(stream))?;
+        Ok(memory.read64(offset))
+    }
+
     /// Writes the first word of an entry: from here on it refuses, or translates.
     pub(super) fn write_first(&self, stream: u32, word: u64) -> Result<(), Error> {
         let (memory, offset) = self.entry(stream)?.ok_or(Error::NoSuchStream(stream))?;

@@ -1083,6 +1083,9 @@ fn a_stream_that_is_listened_to_is_refused_with_an_event() {
             Err(Error::Attached(9)),
             "not before it is detached"
         );
+        // There are no tables that it could be translated by.
+        smmu.resume(9).unwrap();
+        assert_eq!(first(&model), Some(0));
         smmu.detach(9, &mut arena).unwrap();
         assert_eq!(first(&model), Some(1));
         smmu.attach(9, &SPACE, &mut arena).unwrap();
