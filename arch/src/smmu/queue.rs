@@ -133,11 +133,13 @@ impl CommandQueue {
         let mut refused = Ok(());
         let mut fetches = 0;
         wait_until(|| {
+            let seen = SMMU_CMDQ_CONS.read(bus);
+            if seen.read(CMDQ_CONS::ERR) == 0 || !has_stopped(bus) {
+                return done(&self.ring, self.written, seen.read(CMDQ_CONS::RD));
+            }
+            // Only now it stands still: what was seen may be from before, and of an earlier error.
             let cons = SMMU_CMDQ_CONS.read(bus);
             let (at, reason) = (cons.read(CMDQ_CONS::RD), cons.read(CMDQ_CONS::ERR));
-            if reason == 0 || !has_stopped(bus) {
-                return done(&self.ring, self.written, at);
-            }
             if reason == CERROR_ABT {
                 fetches += 1;
                 if fetches > FETCHES {

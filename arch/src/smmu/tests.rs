@@ -65,6 +65,8 @@ struct Inner {
     unreadable: u32,
     /// How often GBPA still reads with UPDATE.
     updating: u32,
+    /// Commands are carried out only just before GERROR is read, once there are several.
+    late: bool,
 }
 
 impl Model {
@@ -285,6 +287,12 @@ impl Bus for Model {
         if offset == CMDQ_CONS && self.kind.slow {
             self.run(1);
         }
+        let waiting =
+            || self.registers.read32(0x98) - (self.registers.read32(CMDQ_CONS) & 0xf_ffff);
+        if offset == GERROR && self.inner.borrow().late && waiting() > 2 {
+            self.inner.borrow_mut().late = false;
+            self.run(usize::MAX);
+        }
         self.registers.read32(offset)
     }
     fn read64(&self, offset: usize) -> u64 {
@@ -310,7 +318,7 @@ impl Bus for Model {
             _ => {}
         }
         self.registers.write32(offset, value);
-        if !self.kind.slow && !self.kind.dead {
+        if !self.kind.slow && !self.kind.dead && !self.inner.borrow().late {
             self.run(usize::MAX);
         }
     }
@@ -830,6 +838,27 @@ fn an_smmu_that_stops_answering_is_an_error_each_time() {
         assert_eq!(smmu.attach(0x18, &SPACE, &mut arena), Err(Error::Timeout));
     }
     assert_eq!(model.fetch(0x18), Some([1, 0, 0, 0, 0, 0, 0, 0]));
+}
+
+#[test]
+fn what_an_earlier_error_left_is_not_taken_for_where_the_queue_has_stopped() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(NESTED, &arena);
+    let mut smmu = started(&model, &mut arena);
+    model.inner.borrow_mut().illegal.push(0x28);
+    let refused = Err(Error::Rejected {
+        command: 0x28,
+        reason: 1,
+    });
+    // ERR stays from now on.
+    assert_eq!(smmu.invalidate_all(7), refused);
+    // The queue gets from one command to another between the looks at CMDQ_CONS and GERROR.
+    model.inner.borrow_mut().late = true;
+    codes(&model);
+    let scope = Scope::Vmid(7);
+    let commands = [Command::ForgetStreams, Command::InvalidateAll { scope }];
+    assert_eq!(smmu.commands.run(&smmu.bus, commands), refused);
+    assert_eq!(codes(&model), [0x04]);
 }
 
 #[test]
