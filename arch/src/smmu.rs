@@ -173,6 +173,7 @@ impl Capabilities {
         let idr5 = SMMU_IDR5.read(bus);
         let (stage1, stage2) = (idr0.is_set(IDR0::S1P), idr0.is_set(IDR0::S2P));
         for (there, what) in [
+            (bus.len() >= BYTES, "its second page of registers"),
             (stage1 || stage2, "a stage of translation"),
             (idr0.read(IDR0::TTF) & 0b10 != 0, "AArch64 tables"),
             (idr0.read(IDR0::TTENDIAN) != 3, "little-endian tables"),

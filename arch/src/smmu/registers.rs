@@ -146,6 +146,9 @@ register_bitfields! {u64,
     ]
 }
 
+/// Bytes of the registers: two pages of 64 KiB (6.1).
+pub(super) const BYTES: usize = 0x2_0000;
+
 pub(super) const SMMU_IDR0: Reg32<IDR0::Register> = Reg32::at(0x00);
 pub(super) const SMMU_IDR1: Reg32<IDR1::Register> = Reg32::at(0x04);
 pub(super) const SMMU_IDR3: Reg32<IDR3::Register> = Reg32::at(0x0c);

@@ -393,6 +393,11 @@ fn capabilities_are_those_of_the_id_registers() {
     ] {
         assert_eq!(capabilities(kind), Err(Error::Lacks(lacks)));
     }
+    // A device tree that names less than there is.
+    let model = Model::new(NESTED, &arena);
+    let half = crate::mmio::Part::new(&model, 0, 0x1_0000).unwrap();
+    let lacks = Err(Error::Lacks("its second page of registers"));
+    assert_eq!(Capabilities::read(&half, Coherency::Coherent), lacks);
 }
 
 #[test]
