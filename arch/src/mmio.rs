@@ -96,11 +96,6 @@ impl<B: Bus> Part<B> {
         let fits = base.checked_add(len)? <= bus.len();
         fits.then_some(Self { bus, base, len })
     }
-
-    /// Returns where the part begins in the whole.
-    pub fn base(&self) -> usize {
-        self.base
-    }
 }
 
 impl<B: Bus> Bus for Part<B> {

@@ -331,11 +331,15 @@ fn find_machine(tree: &Tree) -> &'static Machine {
         .map(|stride| stride.u64())
         .transpose();
     let stride = or_give_up!(stride, "the GIC").and_then(|stride| usize::try_from(stride).ok());
-    let windows = fallible::collect((1..=regions as usize).map(|n| device(gic, n)));
-    let windows: &'static [Window] = or_give_up!(windows, "the GIC redistributors").leak();
+    let regions = fallible::collect((1..=regions as usize).map(|n| {
+        let region = or_give_up!(gic.mmio(n), "{}", gic.path());
+        (device(gic, n), Pa::new(region.base))
+    }));
+    let regions: &'static [(Window, Pa)] = or_give_up!(regions, "the GIC redistributors").leak();
     let redistributors = affinities.iter().map(|affinity| {
         let affinity = Affinity::from_mpidr(*affinity);
-        let found = Redistributor::find_in(windows, stride, affinity);
+        let regions = regions.iter().map(|(window, start)| (window, *start));
+        let found = Redistributor::find_in(regions, stride, affinity);
         Mutex::new(or_give_up!(found, "the GIC redistributors"))
     });
     let redistributors = fallible::collect(redistributors);

@@ -486,8 +486,8 @@ fn messages(tree: &Tree) -> Option<Messages> {
             continue;
         };
         let number = redistributor.processor_number();
-        let place = Pa::new(redistributor.offset() as u64);
-        or_give_up!(its.map_collection(collection, number, place), node);
+        let address = redistributor.address();
+        or_give_up!(its.map_collection(collection, number, address), node);
     }
     let lpis = (properties.end() - FIRST_LPI) as usize;
     let mut routes = Vec::new();

@@ -11,6 +11,7 @@
 
 use super::lpi::{Pending, Properties};
 use super::{Affinity, Error, IntId, Kind, Priority, Trigger, check_version};
+use crate::address::Pa;
 use crate::asm;
 use crate::mmio::{Bus, Part, Reg32, Reg64, wait_until};
 use tock_registers::{LocalRegisterCopy, register_bitfields};
@@ -107,21 +108,32 @@ impl Local {
 #[derive(Clone, Copy, Debug)]
 pub struct Redistributor<B> {
     bus: Part<B>,
+    address: Pa,
     typer: LocalRegisterCopy<u64, TYPER::Register>,
 }
 
 impl<B: Bus + Copy> Redistributor<B> {
-    /// Finds the redistributor of the pCPU at `affinity` in one region.
+    /// Finds the redistributor of the pCPU at `affinity` in the region at `start`.
     ///
     /// They are `stride` bytes apart where the device tree says so (`redistributor-stride`), else as
     /// GICR_TYPER says. `Ok(None)` if the pCPU's is not in this region.
-    pub fn find(bus: B, stride: Option<usize>, affinity: Affinity) -> Result<Option<Self>, Error> {
+    pub fn find(
+        bus: B,
+        start: Pa,
+        stride: Option<usize>,
+        affinity: Affinity,
+    ) -> Result<Option<Self>, Error> {
         let mut base = 0;
         while let Some(frames) = Part::new(bus, base, 2 * FRAME) {
             check_version(GICR_PIDR2.get(&frames))?;
             let typer = GICR_TYPER.read(&frames);
             if typer.read(TYPER::Affinity_Value) == u64::from(affinity.packed()) {
-                return Ok(Some(Self { bus: frames, typer }));
+                let address = Pa::new(start.get() + base as u64);
+                return Ok(Some(Self {
+                    bus: frames,
+                    address,
+                    typer,
+                }));
             }
             if typer.is_set(TYPER::Last) {
                 break;
@@ -132,14 +144,15 @@ impl<B: Bus + Copy> Redistributor<B> {
         Ok(None)
     }
 
-    /// Finds the redistributor of the pCPU at `affinity` in any of the regions.
+    /// Finds the redistributor of the pCPU at `affinity` in any of the regions, each with
+    /// its address.
     pub fn find_in(
-        regions: impl IntoIterator<Item = B>,
+        regions: impl IntoIterator<Item = (B, Pa)>,
         stride: Option<usize>,
         affinity: Affinity,
     ) -> Result<Self, Error> {
-        for region in regions {
-            if let Some(found) = Self::find(region, stride, affinity)? {
+        for (region, start) in regions {
+            if let Some(found) = Self::find(region, start, stride, affinity)? {
                 return Ok(found);
             }
         }
@@ -148,9 +161,9 @@ impl<B: Bus + Copy> Redistributor<B> {
 }
 
 impl<B: Bus> Redistributor<B> {
-    /// Returns where in its region it is. An ITS with PTA wants the physical address.
-    pub fn offset(&self) -> usize {
-        self.bus.base()
+    /// Returns its address, as an ITS with PTA names it.
+    pub const fn address(&self) -> Pa {
+        self.address
     }
 
     /// Returns how an ITS without PTA names it.
@@ -327,6 +340,7 @@ mod tests {
     use crate::dma::testing::Arena;
     use crate::mmio::testing::Array;
 
+    const START: Pa = Pa::new(0x080a_0000);
     const PLPIS: u64 = 1;
     const VLPIS: u64 = 2;
     const LAST: u64 = 1 << 4;
@@ -356,22 +370,23 @@ mod tests {
             typer(0x0101, 3, PLPIS | VLPIS), typer(0x0100_0000, 4, PLPIS | VLPIS), // no Last at all
         ]);
         let cases = [
-            // MPIDR,        region and offset,  processor number
-            (0x8000_0000,    Some((0x0_0000, 0))),
-            (0x8000_0001,    Some((0x2_0000, 1))),
-            (0x0100,         Some((0x4_0000, 2))),
-            (0x0101,         Some((0x0_0000, 3))),
-            (0x1_0000_0000,  Some((0x4_0000, 4))),
+            // MPIDR,        address,    processor number
+            (0x8000_0000,    Some((0x080a_0000, 0))),
+            (0x8000_0001,    Some((0x080c_0000, 1))),
+            (0x0100,         Some((0x080e_0000, 2))),
+            (0x0101,         Some((0x4000_0000, 3))),
+            (0x1_0000_0000,  Some((0x4004_0000, 4))),
             (0x0002,         None),
         ];
+        let regions = [(&first, START), (&second, Pa::new(0x4000_0000))];
         for (mpidr, place) in cases {
             let affinity = Affinity::from_mpidr(mpidr);
-            let found = Redistributor::find_in([&first, &second], None, affinity);
-            let got = found.as_ref().ok().map(|r| (r.offset(), r.processor_number()));
+            let found = Redistributor::find_in(regions, None, affinity);
+            let got = found.as_ref().ok().map(|r| (r.address().get(), r.processor_number()));
             assert_eq!(got, place, "{affinity}");
         }
         let absent = Affinity::from_mpidr(2);
-        let error = Redistributor::find_in([&first, &second], None, absent).err();
+        let error = Redistributor::find_in(regions, None, absent).err();
         assert_eq!(error, Some(Error::NoRedistributor(absent)));
     }
 
@@ -379,22 +394,22 @@ mod tests {
     fn a_stride_from_the_device_tree_counts_more() {
         let bus = region(0x8_0000, &[typer(0, 0, 0), typer(1, 1, LAST)]);
         let affinity = Affinity::from_mpidr(1);
-        let found = Redistributor::find(&bus, Some(0x8_0000), affinity)
+        let found = Redistributor::find(&bus, START, Some(0x8_0000), affinity)
             .unwrap()
             .unwrap();
-        assert_eq!(found.offset(), 0x8_0000);
+        assert_eq!(found.address(), Pa::new(0x0812_0000));
         // Without it there is no redistributor where one is looked for.
-        let error = Redistributor::find(&bus, None, affinity).err();
+        let error = Redistributor::find(&bus, START, None, affinity).err();
         assert_eq!(error, Some(Error::NotVersion3(0)));
         // A stride of zero ends, too.
-        assert!(Redistributor::find(&bus, Some(0), affinity).is_err());
+        assert!(Redistributor::find(&bus, START, Some(0), affinity).is_err());
     }
 
     #[test]
     fn init_wakes_and_disables_all_but_the_sgis() {
         let bus = region(0x2_0000, &[typer(0, 0, LAST | 1 << 27)]); // PPIs up to 1087
         bus.preset32(0x14, 0b010);
-        let mut local = Redistributor::find(&bus, None, Affinity::from_mpidr(0))
+        let mut local = Redistributor::find(&bus, START, None, Affinity::from_mpidr(0))
             .unwrap()
             .unwrap();
         local.init().unwrap();
@@ -418,7 +433,7 @@ mod tests {
     fn a_redistributor_that_sleeps_on_is_an_error() {
         let bus = region(0x2_0000, &[typer(0, 0, LAST)]);
         bus.preset32(0x14, 0b100);
-        let mut local = Redistributor::find(&bus, None, Affinity::from_mpidr(0))
+        let mut local = Redistributor::find(&bus, START, None, Affinity::from_mpidr(0))
             .unwrap()
             .unwrap();
         assert_eq!(local.init(), Err(Error::Timeout));
@@ -428,7 +443,7 @@ mod tests {
     #[rustfmt::skip]
     fn each_verb_writes_its_register() {
         let bus = region(0x2_0000, &[typer(0, 0, LAST | 2 << 27)]); // PPIs up to 1119
-        let mut redistributor = Redistributor::find(&bus, None, Affinity::from_mpidr(0)).unwrap().unwrap();
+        let mut redistributor = Redistributor::find(&bus, START, None, Affinity::from_mpidr(0)).unwrap().unwrap();
         let last = || bus.writes.borrow().last().copied().unwrap();
         for (id, word, bit, priority, config) in [
             (27,   0, 1 << 27, 0x1041b, (0x10c04, 1 << 23)),
@@ -461,7 +476,7 @@ mod tests {
     #[test]
     fn lpis_start_with_both_tables_in_place() {
         let bus = region(0x2_0000, &[typer(0, 0, LAST | PLPIS)]);
-        let mut redistributor = Redistributor::find(&bus, None, Affinity::from_mpidr(0))
+        let mut redistributor = Redistributor::find(&bus, START, None, Affinity::from_mpidr(0))
             .unwrap()
             .unwrap();
         let mut arena = Arena::new(0x10_0000);
@@ -478,7 +493,7 @@ mod tests {
     fn lpis_that_firmware_left_on_are_turned_off_first() {
         let bus = region(0x2_0000, &[typer(0, 0, LAST | PLPIS)]);
         bus.preset32(0, 1);
-        let mut redistributor = Redistributor::find(&bus, None, Affinity::from_mpidr(0))
+        let mut redistributor = Redistributor::find(&bus, START, None, Affinity::from_mpidr(0))
             .unwrap()
             .unwrap();
         let mut arena = Arena::new(0x10_0000);
@@ -487,7 +502,7 @@ mod tests {
         redistributor.enable_lpis(&properties, pending).unwrap();
         assert_eq!(bus.writes.borrow()[0], (0, 0));
         let none = region(0x2_0000, &[typer(0, 0, LAST)]);
-        let mut none = Redistributor::find(&none, None, Affinity::from_mpidr(0))
+        let mut none = Redistributor::find(&none, START, None, Affinity::from_mpidr(0))
             .unwrap()
             .unwrap();
         let pending = Pending::new(16, &mut arena).unwrap();
