@@ -24,8 +24,8 @@ const MSIX_ENABLE: u16 = 1 << 15;
 /// Finds everything below a host bridge, gives it bus numbers and places for its BARs, and programs
 /// them.
 ///
-/// Afterwards memory decode and bus mastering are on in bridges, and off in everything else. Access
-/// control services that isolate are on where there are any.
+/// Afterwards memory decode and bus mastering are on in bridges, and off in everything else, and no
+/// interrupt pin is asserted. Access control services that isolate are on where there are any.
 pub fn enumerate<C: ConfigSpace + ?Sized>(
     config: &C,
     host: &HostBridge,
@@ -305,7 +305,8 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
         } else {
             0
         };
-        function.write16(header::COMMAND, function.read16(header::COMMAND) & keep);
+        let command = function.read16(header::COMMAND) & keep;
+        function.write16(header::COMMAND, command | header::COMMAND_SILENT);
 
         let (kind, bars) = match function.read8(header::HEADER_TYPE) & !header::MULTI_FUNCTION {
             0 if is_host_bridge => (Header::Endpoint, 0),
@@ -596,7 +597,8 @@ impl Hierarchy {
     /// Programs a function as it was found and placed: after enumeration, and again after a reset.
     /// Returns whether that enabled virtual functions, which then need [`sriov::AFTER_ENABLE`].
     ///
-    /// An endpoint stays disabled; a bridge forwards again.
+    /// An endpoint stays disabled; a bridge forwards again. Neither asserts its interrupt pin: nobody would
+    /// answer.
     pub(crate) fn restore<C: ConfigSpace + ?Sized>(&self, config: &C, index: usize) -> bool {
         let Some(device) = self.devices.get(index) else {
             return false;
@@ -620,13 +622,14 @@ impl Hierarchy {
         if let Some(offset) = device.capabilities.acs {
             function.write16(offset.get() + 6, device.acs.enabled);
         }
+        let mut command = function.read16(header::COMMAND) | header::COMMAND_SILENT;
         if let Header::Bridge(bridge) = &device.header {
             bridge.write(function, device.sbdf.bus());
             if device.usable {
-                let on = header::COMMAND_MEMORY | header::COMMAND_MASTER;
-                function.write16(header::COMMAND, on);
+                command |= header::COMMAND_MEMORY | header::COMMAND_MASTER;
             }
         }
+        function.write16(header::COMMAND, command);
         device.sriov.is_some_and(|sriov| sriov.enable(function))
     }
 

@@ -5,8 +5,8 @@
 //!
 //! ```text
 //!   Quiet --> Pending --> initiate --> Held --> Link --> Ready --> Verify --> done
-//!   COMMAND   requests    FLR, bus,    bus or   up       each      BARs, windows, ACS as they were,
-//!   is zero   complete    D3hot        D3hot    again    answers   MSIs off, quiet, nothing pending
+//!   off but   requests    FLR, bus,    bus or   up       each      BARs, windows, ACS as they were,
+//!   its pin   complete    D3hot        D3hot    again    answers   MSIs off, quiet, nothing pending
 //! ```
 //!
 //! What has been asked for need not have happened. A function that comes back late, as another one,
@@ -199,7 +199,8 @@ impl Reset {
         match self.stage {
             Stage::Quiet => {
                 for device in self.devices(found) {
-                    Function::new(config, device.sbdf).write16(header::COMMAND, 0);
+                    let function = Function::new(config, device.sbdf);
+                    function.write16(header::COMMAND, header::COMMAND_SILENT);
                 }
                 self.stage = Stage::Pending { waited: 0 };
                 self.step(config, found)

@@ -247,9 +247,9 @@ fn check_placement(machine: &Machine, found: &Hierarchy, host: &HostBridge) {
             .at(device.sbdf, |node| node.word(4))
             .expect("present");
         let expected = if device.bridge().is_some() && device.usable {
-            6
+            0x406
         } else {
-            0
+            0x400
         };
         assert_eq!(command, expected, "{}", device.sbdf);
         for bar in device
@@ -310,10 +310,10 @@ fn what_firmware_left_running_is_stopped() {
     );
     let found = enumerate(&machine, &host()).expect("memory");
     for (sbdf, command) in [
-        ("00:00.0", 2),
-        ("00:01.0", 0),
-        ("00:02.0", 6),
-        ("01:00.0", 0),
+        ("00:00.0", 0x402),
+        ("00:01.0", 0x400),
+        ("00:02.0", 0x406),
+        ("01:00.0", 0x400),
     ] {
         assert_eq!(
             machine.at(name(sbdf), |node| node.word(4)),
@@ -777,6 +777,43 @@ fn a_reset_leaves_a_function_quiet_and_where_it_was() {
         }
     }
     check_placement(&machine, &found, &host());
+}
+
+/// Nobody answers for the line of a function that nobody drives.
+#[test]
+fn a_pin_is_silent_while_nobody_drives_its_function() {
+    let machine = Machine::new(
+        0,
+        vec![
+            ((1, 0), nvme().left(0x04, &[0x06, 0x00])),
+            ((2, 0), root_port().with(0, 0, edu())),
+        ],
+    );
+    let found = enumerate(&machine, &host()).expect("memory");
+    let command = |sbdf: &str| machine.at(name(sbdf), |node| node.word(4));
+    let silent = [("00:01.0", 0x400), ("00:02.0", 0x406), ("01:00.0", 0x400)];
+    for (sbdf, expected) in silent {
+        assert_eq!(command(sbdf), Some(expected), "{sbdf} is found");
+    }
+    for sbdf in ["00:01.0", "01:00.0"] {
+        let index = found.position(name(sbdf)).expect("found");
+        let method = found.reset_method(index, |_| true).expect("a reset");
+        // As its driver left it, and still waiting for completions.
+        let express = method != Method::SecondaryBus(name("00:02.0"));
+        machine.at(name(sbdf), |node| {
+            node.space[4..6].copy_from_slice(&[0x06, 0x00]);
+            node.space[0x54 + 0x0a] |= if express { 0x20 } else { 0 };
+        });
+        let mut reset = found.reset(index, method);
+        let first = reset.step(&machine, &found);
+        assert!(matches!(first, Ok(Progress::Wait(_))), "{sbdf}");
+        if express {
+            assert_eq!(command(sbdf), Some(0x400), "{sbdf} before its reset");
+            machine.at(name(sbdf), |node| node.space[0x54 + 0x0a] &= !0x20);
+        }
+        reset.run(&machine, &found, |_| {}).expect("it is reset");
+        assert_eq!(command(sbdf), Some(0x400), "{sbdf} after its reset");
+    }
 }
 
 #[test]

@@ -356,7 +356,7 @@ fn a_virtual_function_is_reset_alone() {
     assert_eq!(reset("01:10.2"), Ok(()));
     let view = |vf: &mut Node| (vf.resets, vf.word(4));
     assert_eq!(machine.at(name("01:10.0"), view), Some((0, 6)));
-    assert_eq!(machine.at(name("01:10.2"), view), Some((1, 0)));
+    assert_eq!(machine.at(name("01:10.2"), view), Some((1, 0x400)));
     assert_eq!(registers(&machine, "01:00.0").0, 0x19);
     // One whose physical function is gone is reported.
     machine.at(name("01:00.0"), |node| node.space[0x110 + 8] = 0);
