@@ -146,40 +146,39 @@ impl Groups {
         Ok(())
     }
 
-    /// Joins a function with the one before it, if they are of one device and either lacks what
-    /// keeps them apart.
+    /// Joins a function that lacks what keeps it from its siblings with all functions of its device.
     ///
     /// A virtual function without access control services has no way to its siblings: those of an SR-IOV
     /// device that could send to each other have the capability (section 6.12.1.2). One that has it, and
     /// does not redirect, goes with its physical function.
     fn join_siblings(&mut self, found: &Hierarchy, index: usize, device: &Device) {
+        let has_acs = device.capabilities.acs.is_some();
+        let is_isolated = match (device.virtual_function, device.port()) {
+            (Some(_), _) => !has_acs || device.acs.isolates_function(has_acs),
+            (None, Some(PortKind::RootPort | PortKind::DownstreamPort)) => {
+                device.acs.isolates_port()
+            }
+            (None, _) => device.acs.isolates_function(has_acs),
+        };
+        if is_isolated {
+            return;
+        }
         if let Some(own) = device.virtual_function {
-            let has_acs = device.capabilities.acs.is_some();
-            if has_acs
-                && !device.acs.isolates_function(has_acs)
-                && let Some(physical) = found.position(own.physical)
-            {
+            if let Some(physical) = found.position(own.physical) {
                 self.join(physical, index, Reason::MultiFunction(own.physical));
             }
             return;
         }
-        let earlier = found.devices.get(..index).unwrap_or_default();
-        let before = earlier
-            .iter()
-            .rposition(|other| other.virtual_function.is_none())
-            .and_then(|before| Some((before, found.devices.get(before)?)));
-        let isolated = |device: &Device| match device.port() {
-            Some(PortKind::RootPort | PortKind::DownstreamPort) => device.acs.isolates_port(),
-            _ => device
-                .acs
-                .isolates_function(device.capabilities.acs.is_some()),
-        };
-        if let Some((before, sibling)) = before
-            && sibling.sbdf.sibling(0) == device.sbdf.sibling(0)
-            && !(isolated(sibling) && isolated(device))
-        {
-            let first = device.sbdf.sibling(0).unwrap_or(device.sbdf);
-            self.join(before, index, Reason::MultiFunction(first));
+        let first = device.sbdf.sibling(0).unwrap_or(device.sbdf);
+        let siblings = found.devices.iter().enumerate();
+        let start = found.devices.partition_point(|other| other.sbdf < first);
+        for (sibling, other) in siblings.skip(start) {
+            if other.sbdf.sibling(0) != Some(first) {
+                break;
+            }
+            if other.virtual_function.is_none() {
+                self.join(sibling, index, Reason::MultiFunction(first));
+            }
         }
     }
 

@@ -681,6 +681,30 @@ fn access_control_keeps_a_switch_and_its_functions_apart() {
     );
 }
 
+/// One that redirects nothing can reach any of its siblings, wherever it comes among them.
+#[test]
+#[rustfmt::skip]
+fn one_function_without_access_control_is_in_a_group_with_all_of_its_device() {
+    let redirects = || nvme().acs(0x0c);
+    let cases: [(&str, [Node; 4], &[usize]); 4] = [
+        ("none",   [redirects(), redirects(), redirects(), redirects()], &[1, 1, 1, 1]),
+        ("first",  [nvme(),      redirects(), redirects(), redirects()], &[4, 4, 4, 4]),
+        ("middle", [redirects(), redirects(), nvme(),      redirects()], &[4, 4, 4, 4]),
+        ("last",   [redirects(), redirects(), redirects(), nvme()],      &[4, 4, 4, 4]),
+    ];
+    for (which, [zero, one, two, five], expected) in cases {
+        let machine = Machine::new(0, vec![
+            ((0, 0), host_bridge()),
+            ((1, 0), zero.multi_function()), ((1, 1), one), ((1, 2), two), ((1, 5), five),
+            ((2, 0), nvme()),
+        ]);
+        let found = enumerate(&machine, &host()).expect("memory");
+        let groups = Groups::find(&found, |_| None).expect("memory");
+        let sizes: Vec<_> = (0..found.devices().len()).map(|index| groups.members(&found, index).count()).collect();
+        assert_eq!(sizes, [&[1], expected, &[1]].concat(), "{which}");
+    }
+}
+
 #[test]
 #[rustfmt::skip]
 fn the_best_reset_is_chosen() {
