@@ -106,8 +106,6 @@ pub struct Register {
     pub copied: u32,
     /// Taken as written.
     pub rw: u32,
-    /// Cleared by a one.
-    pub rw1c: u32,
     /// Read from the device each time.
     pub live: u32,
 }
@@ -117,18 +115,13 @@ impl Register {
     pub const HIDDEN: Self = Self {
         copied: 0,
         rw: 0,
-        rw1c: 0,
         live: 0,
     };
 
-    /// Returns a register that is kept in the model: what is taken as written, and what a one clears.
+    /// Returns a register that is kept in the model, of which `rw` is taken as written.
     #[must_use]
-    pub const fn kept(rw: u32, rw1c: u32) -> Self {
-        Self {
-            rw,
-            rw1c,
-            ..Self::HIDDEN
-        }
+    pub const fn kept(rw: u32) -> Self {
+        Self { rw, ..Self::HIDDEN }
     }
 
     /// Returns this register with `field` added.
@@ -148,20 +141,18 @@ impl Register {
         Self {
             copied: self.copied | other.copied,
             rw: self.rw | other.rw,
-            rw1c: self.rw1c | other.rw1c,
             live: self.live | other.live,
         }
     }
 
     /// Returns what `old` becomes when a guest writes the byte lanes in `enables`.
     ///
-    /// A bit in neither mask is read-only, and a byte that is not enabled keeps every bit, so that
-    /// writing Command alone clears nothing in Status.
+    /// What is not taken as written is read-only, and a byte that is not enabled keeps every bit. No bit is
+    /// cleared by a one: those that are on hardware are the device's, live or hidden.
     #[must_use]
     pub const fn after_write(&self, old: u32, written: u32, enables: u32) -> u32 {
         let taken = self.rw & enables;
-        let cleared = self.rw1c & enables & written;
-        (old & !taken & !cleared) | (written & taken)
+        old & !taken | written & taken
     }
 }
 
@@ -173,13 +164,13 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn a_write_changes_only_the_enabled_writable_bits() {
-        let register = Register::kept(0x0000_00ff, 0xf000_0000);
+        let register = Register::kept(0xf000_00ff);
         let cases = [
             // old,       written,     enables,     becomes
-            (0x0000_0000, 0xffff_ffff, 0xffff_ffff, 0x0000_00ff), // the rest is read-only
-            (0xf000_00aa, 0x8000_0055, 0xffff_ffff, 0x7000_0055), // a written one clears
+            (0x0000_0000, 0xffff_ffff, 0xffff_ffff, 0xf000_00ff), // the rest is read-only
+            (0xf000_00aa, 0x8000_0055, 0xffff_ffff, 0x8000_0055),
             (0xf000_00aa, 0xffff_ff55, 0x0000_00ff, 0xf000_0055), // only the enabled byte
-            (0x1234_5600, 0x0000_0000, 0xffff_ffff, 0x1234_5600), // a written zero clears nothing
+            (0x1234_56ff, 0x0000_0000, 0xffff_ffff, 0x0234_5600),
         ];
         for (old, written, enables, becomes) in cases {
             let got = register.after_write(old, written, enables);
@@ -203,7 +194,7 @@ mod tests {
             field(4, 0x0000_0020, Access::Address),
             field(4, 0x0000_0040, Access::Hidden),
         ] };
-        let sum = Register { copied: 0x01, rw: 0x0c, rw1c: 0, live: 0x10 };
+        let sum = Register { copied: 0x01, rw: 0x0c, live: 0x10 };
         assert_eq!(TABLE.register(4), sum);
         assert_eq!(TABLE.register(8), Register::HIDDEN);
         let first = Register { copied: 0x0f, ..Register::HIDDEN };
@@ -214,9 +205,9 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn a_dword_of_two_structures_has_the_masks_of_both() {
-        let one = Register { copied: 0x5, rw: 0x50, rw1c: 0x500, live: 0x5000 };
-        let other = Register { copied: 0x6, rw: 0x60, rw1c: 0x600, live: 0x6000 };
-        let both = Register { copied: 0x7, rw: 0x70, rw1c: 0x700, live: 0x7000 };
+        let one = Register { copied: 0x5, rw: 0x50, live: 0x5000 };
+        let other = Register { copied: 0x6, rw: 0x60, live: 0x6000 };
+        let both = Register { copied: 0x7, rw: 0x70, live: 0x7000 };
         assert_eq!(one.and(other), both);
         assert_eq!(other.and(one), both);
         assert_eq!(one.and(Register::HIDDEN), one);
@@ -225,12 +216,11 @@ mod tests {
     proptest! {
         #[test]
         fn lanes_that_are_not_enabled_keep_their_bits(
-            rw: u32, rw1c: u32, old: u32, written: u32, enables: u32,
+            rw: u32, old: u32, written: u32, enables: u32,
         ) {
-            let becomes = Register::kept(rw, rw1c & !rw).after_write(old, written, enables);
+            let becomes = Register::kept(rw).after_write(old, written, enables);
             prop_assert_eq!(becomes & !enables, old & !enables);
-            let fixed = !rw & !rw1c;
-            prop_assert_eq!(becomes & fixed, old & fixed);
+            prop_assert_eq!(becomes & !rw, old & !rw);
             prop_assert_eq!(becomes & rw & enables, written & rw & enables);
         }
     }

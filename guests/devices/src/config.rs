@@ -191,7 +191,7 @@ impl ConfigSpace {
             *cell = Cell {
                 value: dword.value,
                 initial: dword.value,
-                rule: Register::kept(dword.writable, 0),
+                rule: Register::kept(dword.writable),
             };
         }
     }

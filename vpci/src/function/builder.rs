@@ -202,7 +202,7 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
 
     /// Adds to what reads and writes of a dword do.
     fn add_masks(&mut self, index: usize, register: Register) -> Result<(), BuildError> {
-        if register.rw | register.rw1c | register.live == 0 {
+        if register.rw | register.live == 0 {
             return Ok(());
         }
         let rows = self.function.rows.len();
@@ -262,10 +262,10 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             low
         };
         self.cell(index)?.value = info.type_bits();
-        self.add_masks(index, Register::kept(low, 0))?;
+        self.add_masks(index, Register::kept(low))?;
         self.act(index, Action::Address);
         if pair {
-            self.add_masks(index + 1, Register::kept(high, 0))?;
+            self.add_masks(index + 1, Register::kept(high))?;
             self.act(index + 1, Action::Address);
         }
         Ok(())
