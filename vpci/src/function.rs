@@ -437,9 +437,15 @@ impl<P: PhysicalConfig> Function<P> {
     /// Returns the function to its state after power-on. Effects follow for all that has to be
     /// undone; the device itself is the kernel's to reset.
     pub fn reset(&mut self) -> Change {
+        self.reset_but(|_| 0)
+    }
+
+    /// Does so, but for the bits of each register that `kept` says.
+    fn reset_but(&mut self, kept: impl Fn(&Register) -> u32) -> Change {
         for cell in self.cells.iter_mut().filter(|cell| cell.row != 0) {
             if let Some(row) = self.rows.get(usize::from(cell.row) - 1) {
-                cell.value = row.reset;
+                let kept = kept(&row.register);
+                cell.value = cell.value & kept | row.reset & !kept;
             }
         }
         self.version = self.version.wrapping_add(1);
@@ -731,11 +737,11 @@ impl<P: PhysicalConfig> Function<P> {
         }
     }
 
-    /// Resets the function if the guest asked for it.
+    /// Resets the function if the guest asked for it, which leaves what belongs to the link (6.6.2).
     fn change_device_control(&mut self, after: u32) {
         if after & INITIATE_FLR != 0 {
             self.reset_wanted = true;
-            let _: Change = self.reset();
+            let _: Change = self.reset_but(|register| register.shared);
         }
     }
 

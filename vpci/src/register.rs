@@ -14,6 +14,8 @@ pub enum Access {
     Fixed,
     /// Kept in the model and never passed on; starts at zero.
     Writable,
+    /// The same, and a function level reset leaves it, since it belongs to the link (6.6.2).
+    Shared,
     /// Kept in the model, which acts on a write.
     Emulated,
     /// The address part of a BAR: bits above its size are kept in the model, those below are the
@@ -106,6 +108,8 @@ pub struct Register {
     pub copied: u32,
     /// Taken as written.
     pub rw: u32,
+    /// Left alone by a function level reset; some of what is taken as written.
+    pub shared: u32,
     /// Read from the device each time.
     pub live: u32,
 }
@@ -115,6 +119,7 @@ impl Register {
     pub const HIDDEN: Self = Self {
         copied: 0,
         rw: 0,
+        shared: 0,
         live: 0,
     };
 
@@ -130,6 +135,10 @@ impl Register {
         match field.access {
             Access::ReadOnly => with.copied |= mask,
             Access::Writable | Access::Emulated => with.rw |= mask,
+            Access::Shared => {
+                with.rw |= mask;
+                with.shared |= mask;
+            }
             Access::Live => with.live |= mask,
             Access::Fixed | Access::Address | Access::Hidden => {}
         }
@@ -141,6 +150,7 @@ impl Register {
         Self {
             copied: self.copied | other.copied,
             rw: self.rw | other.rw,
+            shared: self.shared | other.shared,
             live: self.live | other.live,
         }
     }
@@ -193,8 +203,9 @@ mod tests {
             field(4, 0x0000_0010, Access::Live),
             field(4, 0x0000_0020, Access::Address),
             field(4, 0x0000_0040, Access::Hidden),
+            field(4, 0x0000_0080, Access::Shared),
         ] };
-        let sum = Register { copied: 0x01, rw: 0x0c, live: 0x10 };
+        let sum = Register { copied: 0x01, rw: 0x8c, shared: 0x80, live: 0x10 };
         assert_eq!(TABLE.register(4), sum);
         assert_eq!(TABLE.register(8), Register::HIDDEN);
         let first = Register { copied: 0x0f, ..Register::HIDDEN };
@@ -205,9 +216,9 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn a_dword_of_two_structures_has_the_masks_of_both() {
-        let one = Register { copied: 0x5, rw: 0x50, live: 0x5000 };
-        let other = Register { copied: 0x6, rw: 0x60, live: 0x6000 };
-        let both = Register { copied: 0x7, rw: 0x70, live: 0x7000 };
+        let one = Register { copied: 0x5, rw: 0x50, shared: 0x500, live: 0x5000 };
+        let other = Register { copied: 0x6, rw: 0x60, shared: 0x600, live: 0x6000 };
+        let both = Register { copied: 0x7, rw: 0x70, shared: 0x700, live: 0x7000 };
         assert_eq!(one.and(other), both);
         assert_eq!(other.and(one), both);
         assert_eq!(one.and(Register::HIDDEN), one);

@@ -4,7 +4,7 @@
 //! structure has a row. Of these tables come what reads and writes do (`function::builder`), and the
 //! page `kernel/docs/config-space.md`, which `tests/document.rs` writes and checks.
 
-use crate::register::Access::{Address, Emulated, Fixed, Hidden, Live, ReadOnly, Writable};
+use crate::register::Access::{Address, Emulated, Fixed, Hidden, Live, ReadOnly, Shared, Writable};
 use crate::register::{Access, Field, Table};
 
 pub(crate) const fn field(
@@ -293,7 +293,7 @@ pub const EXPRESS: Table = Table { name: "PCI Express (10h)", section: "7.5.3", 
     field(0x08, 0x0000_000f, Writable,  "7.5.3.4",    "Correctable, Non-Fatal, Fatal Error and Unsupported Request Reporting Enable")
         .because("Kept, and not passed on: messages go to the root complex, which is EL2's"),
     field(0x08, 0x0000_0010, Writable,  "7.5.3.4",    "Enable Relaxed Ordering").because(PATH_IS_EL2S),
-    field(0x08, 0x0000_00e0, Writable,  "7.5.3.4",    "Max_Payload_Size").because(PATH_IS_EL2S),
+    field(0x08, 0x0000_00e0, Shared,    "7.5.3.4",    "Max_Payload_Size").because(PATH_IS_EL2S),
     field(0x08, 0x0000_0100, Writable,  "7.5.3.4",    "Extended Tag Field Enable").because(PATH_IS_EL2S),
     field(0x08, 0x0000_0600, Hidden,    "7.5.3.4",    "Phantom Functions Enable, Aux Power PM Enable"),
     field(0x08, 0x0000_0800, Writable,  "7.5.3.4",    "Enable No Snoop").because(PATH_IS_EL2S),
@@ -339,7 +339,7 @@ pub const LINK: Table = Table { name: "PCI Express (10h), with a link", section:
     field(0x0c, 0x0080_0000, Hidden,    "7.5.3.6",    "Reserved"),
     field(0x0c, 0xff00_0000, ReadOnly,  "7.5.3.6",    "Port Number"),
     field(0x10, 0x0000_003f, Hidden,    "7.5.3.7",    "ASPM Control, PTM Propagation Delay, Read Completion Boundary, Link Disable, Retrain Link"),
-    field(0x10, 0x0000_00c0, Writable,  "7.5.3.7",    "Common Clock Configuration, Extended Synch")
+    field(0x10, 0x0000_00c0, Shared,    "7.5.3.7",    "Common Clock Configuration, Extended Synch")
         .because("Kept, and not passed on: system software sets them together with the port's"),
     field(0x10, 0x0000_ff00, Hidden,    "7.5.3.7",    "Clock power management, autonomous width, bandwidth interrupts, SRIS, Flit Mode Disable, DRS"),
     field(0x10, 0x03ff_0000, ReadOnly,  "7.5.3.8",    "Current Link Speed, Negotiated Link Width")

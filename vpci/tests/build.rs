@@ -587,6 +587,40 @@ proptest! {
     }
 }
 
+/// Section 6.6.2: it does not touch what belongs to the link.
+#[test]
+#[rustfmt::skip]
+fn a_function_level_reset_leaves_what_is_the_links() {
+    let dwords = [
+        (0x34, 0x40), (0x40, 0x0002_0010), (0x44, 0x1000_8021), (0x4c, 0x0000_0011),
+        (0x64, 0x0000_081f),
+        (0x100, 0x0001_0018),
+    ];
+    let mut function = open(&dwords, &[], Position::BelowPort);
+    let registers = [
+        // offset, after power-on, after ones, after FLR, after a reset
+        (0x04,     0x0010_0000,    0x0010_0546, 0x0010_0000), // Command
+        (0x0c,     0x0000_0000,    0x0000_00ff, 0x0000_0000), // Cache Line Size
+        (0x48,     0x0000_2810,    0x0000_79ff, 0x0000_28f0), // Device Control: Max_Payload_Size
+        (0x50,     0x0000_0000,    0x0000_00c0, 0x0000_00c0), // Link Control: clock, Extended Synch
+        (0x68,     0x0000_0000,    0x0000_041f, 0x0000_0000), // Device Control 2
+        (0x104,    0x0000_0000,    0x1fff_1fff, 0x0000_0000), // latencies
+    ];
+    for (offset, fresh, written, _) in registers {
+        assert_eq!(dword(&function, offset), fresh, "{offset:#x}");
+        write(&mut function, offset, 0xffff_7fff);
+        assert_eq!(dword(&function, offset), written, "{offset:#x}");
+    }
+    assert!(write(&mut function, 0x48, 0x0000_f9ff).contains(&Effect::Reset));
+    for (offset, _, _, left) in registers {
+        assert_eq!(dword(&function, offset), left, "{offset:#x} after FLR");
+    }
+    let _ = function.reset();
+    for (offset, fresh, ..) in registers {
+        assert_eq!(dword(&function, offset), fresh, "{offset:#x} after a reset of the bus");
+    }
+}
+
 #[test]
 #[rustfmt::skip]
 fn an_expansion_rom_decodes_while_both_its_enables_are_set() {

@@ -22,6 +22,7 @@ revision 6.0.
 | reads it | the device's value, read once when the function is assigned; writes do nothing |
 | reads EL2's | EL2's value; writes do nothing |
 | keeps it | kept for the guest and never passed on; zero after a reset, or what the specification says |
+| shares it | the same, and a function level reset leaves it, since it belongs to the link (6.6.2) |
 | sets it | kept for the guest, and EL2 acts on it |
 | sets the address | bits above the size are the guest's and EL2 acts on them, those below are EL2's |
 | sees it live | each read goes to the device; writes do nothing |
@@ -85,6 +86,7 @@ const fn meaning(access: Access) -> &'static str {
         Access::ReadOnly => "reads it",
         Access::Fixed => "reads EL2's",
         Access::Writable => "keeps it",
+        Access::Shared => "shares it",
         Access::Emulated => "sets it",
         Access::Address => "sets the address",
         Access::Live => "sees it live",

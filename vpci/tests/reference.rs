@@ -389,7 +389,14 @@ impl Plain {
         if let Some(flr) = self.flr
             && self.seen[flr + 1] & 0x80 != 0
         {
+            // What belongs to the link is not the function's to lose: Max_Payload_Size, and of Link
+            // Control Common Clock Configuration and Extended Synch (6.6.2).
+            let kept = [(flr, 0xe0), (flr + 8, 0xc0)];
+            let kept = kept.map(|(at, mask)| (at, mask & self.keeps[at], self.seen[at]));
             self.reset();
+            for (at, mask, old) in kept {
+                self.seen[at] = self.seen[at] & !mask | old & mask;
+            }
             self.resets += 1;
         }
     }
