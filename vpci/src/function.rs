@@ -492,7 +492,7 @@ impl<P: PhysicalConfig> Function<P> {
             Steadiness::Live
         } else if !has_pin() {
             Steadiness::Steady
-        } else if self.dword(COMMAND) & command::INTERRUPT_DISABLE != 0 {
+        } else if self.command() & command::INTERRUPT_DISABLE != 0 {
             Steadiness::Live
         } else {
             Steadiness::UntilInterrupt
@@ -561,7 +561,7 @@ impl<P: PhysicalConfig> Function<P> {
     #[must_use]
     pub fn decoded(&self, bar: BarIndex) -> Option<BusRange> {
         let info = self.bar(bar)?;
-        if !self.is_awake() || self.dword(COMMAND) & command::MEMORY == 0 {
+        if self.command() & command::MEMORY == 0 {
             return None;
         }
         let low = self.dword(bar.dword());
@@ -745,8 +745,7 @@ impl<P: PhysicalConfig> Function<P> {
         }
     }
 
-    /// Returns whether the function is in D0. In D3hot it answers config requests only, and starts
-    /// none of its own. Section 5.3.1.4.1.
+    /// Returns whether the function is in D0.
     fn is_awake(&self) -> bool {
         self.power
             .is_none_or(|index| self.dword(index) & POWER_STATE != D3_HOT)
@@ -780,11 +779,22 @@ impl<P: PhysicalConfig> Function<P> {
         None
     }
 
-    fn next_command(&mut self) -> Option<Effect> {
-        let mut wanted = self.dword(COMMAND);
-        if !self.is_awake() || !self.upstream.lets_out() {
-            wanted &= !command::BUS_MASTER;
+    /// Returns Command as it takes effect: a function in D3hot answers config requests only, and sends
+    /// nothing by itself, which the messages of an interrupt pin are, too (5.3.1.4.1).
+    fn command(&self) -> u32 {
+        let mut command = self.dword(COMMAND);
+        if !self.is_awake() {
+            command &= !(command::MEMORY | command::BUS_MASTER);
+            command |= command::INTERRUPT_DISABLE;
         }
+        if !self.upstream.lets_out() {
+            command &= !command::BUS_MASTER;
+        }
+        command
+    }
+
+    fn next_command(&mut self) -> Option<Effect> {
+        let wanted = self.command();
         let differs = (wanted ^ self.told) & (command::BUS_MASTER | command::INTERRUPT_DISABLE);
         if differs & command::BUS_MASTER != 0 {
             self.told ^= command::BUS_MASTER;

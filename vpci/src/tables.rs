@@ -134,7 +134,7 @@ pub const PIN: Table = Table { name: "Type 0 header, with an interrupt pin", sec
     field(0x04, 0x0008_0000, Live,      "7.5.1.1.4",  "Interrupt Status")
         .because("Drivers that share a line ask whether it is theirs. Zero while MSI or MSI-X is on, since \
             the function sends messages then (7.7.1.2, 7.7.2.2). EL2 knows it to be zero while \
-            Interrupt Disable is clear and the pin has not interrupted since the last reset"),
+            Interrupt Disable is clear, in D0, and the pin has not interrupted since the last reset"),
     field(0x3c, 0x0000_ff00, ReadOnly,  "7.5.1.1.13", "Interrupt Pin"),
 ] };
 
@@ -159,7 +159,7 @@ pub const POWER: Table = Table { name: "PCI Power Management (01h)", section: "7
     field(0x00, 0xf800_0000, Hidden,    "7.5.2.1",    "PME_Support")
         .because("What wakes the machine is EL2's to say"),
     field(0x04, 0x0000_0003, Emulated,  "7.5.2.2",    "PowerState")
-        .because("D0 and D3hot; in D3hot BARs, MSIs and bus mastering are off, and the device stays in D0"),
+        .because("D0 and D3hot; in D3hot BARs, interrupts and bus mastering are off, and the device stays in D0"),
     field(0x04, 0x0000_0004, Hidden,    "7.5.2.2",    "Reserved"),
     field(0x04, 0x0000_0008, Fixed,     "7.5.2.2",    "No_Soft_Reset")
         .because("One: the device keeps its state"),

@@ -641,8 +641,9 @@ fn an_expansion_rom_decodes_while_both_its_enables_are_set() {
     assert_eq!(function.decoded(BarIndex::ROM), None);
     assert_eq!(write(&mut function, 0x30, 0x1000_0001), [map(0x1000_0000)]);
     assert_eq!(write(&mut function, 0x30, 0x1004_0001), [unmap(0x1000_0000), map(0x1004_0000)]);
-    assert_eq!(write(&mut function, 0x44, 3), [unmap(0x1004_0000)], "D3hot");
-    assert_eq!(write(&mut function, 0x44, 0), [map(0x1004_0000)]);
+    let pin = |enabled| Effect::Intx { enabled };
+    assert_eq!(write(&mut function, 0x44, 3), [unmap(0x1004_0000), pin(false)], "D3hot");
+    assert_eq!(write(&mut function, 0x44, 0), [map(0x1004_0000), pin(true)]);
     assert_eq!(write(&mut function, 0x30, 0x1004_0000), [unmap(0x1004_0000)]);
     assert_eq!(write(&mut function, 0x30, 0x1004_0001), [map(0x1004_0000)]);
     assert_eq!(write(&mut function, 0x04, 0), [unmap(0x1004_0000)]);

@@ -428,11 +428,13 @@ fn a_function_in_d3_decodes_nothing_and_masters_nothing() {
     machine.write(nvme + COMMAND, 2, MEMORY | MASTER);
     machine.write(nvme + 0x64, 2, 3);
     assert!(machine.stage2.is_empty() && !machine.functions[0].bus_master);
+    assert!(!machine.functions[0].intx, "not by its pin either");
     assert_eq!(read(&machine, nvme + 0x64, 2), 0x0b);
     machine.write(nvme + 0x64, 2, 1);
     assert_eq!(read(&machine, nvme + 0x64, 2), 0x0b, "D1 is not offered");
     machine.write(nvme + 0x64, 2, 0);
     assert!(!machine.stage2.is_empty() && machine.functions[0].bus_master);
+    assert!(machine.functions[0].intx);
 }
 
 #[test]
