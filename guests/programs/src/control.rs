@@ -8,6 +8,9 @@
 //! take NUMBER SLOT                   takes it back
 //! race NUMBER HOST SLOT SLOT         two vCPUs give the same function at once
 //! leave NUMBER HOST SLOT             this domain resets while it gives a function
+//! along NUMBER HOST SLOT NUMBER HOST SLOT
+//!                                    gives one, and another while that is on its way
+//! sign NUMBER HOST SLOT HOST SLOT    gives one without a reset, and another, and tries to take that back
 //! off                                this domain powers off
 //! ```
 
@@ -15,7 +18,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use abi::{AssignFlags, Status};
+use abi::{AssignFlags, FunctionState, Status};
 use runtime::platform::Platform;
 use runtime::{console, cpu, println, smccc, timer};
 use spin::Mutex;
@@ -112,17 +115,33 @@ fn obey(platform: &Platform, words: &[&str]) -> Option<()> {
             let task = Task::parse(number, host, slot, &[])?;
             start(platform, Task::parse(number, host, other, &[])?)?;
             let own = task.give();
-            // Acquire: pairs with `second`.
-            while RESULT.load(Ordering::Acquire) == RUNNING {
-                timer::sleep(5);
-            }
-            let other = status(RESULT.load(Ordering::Acquire));
+            let other = finish();
             println!(
                 "control: race {}: {} and {}",
                 task.host,
                 name(own),
                 name(other)
             );
+        }
+        ["along", number, host, slot, other, other_host, other_slot] => {
+            let first = Task::parse(number, host, slot, &[])?;
+            let other = Task::parse(other, other_host, other_slot, &[])?;
+            start(platform, first)?;
+            while !is_on_its_way(first.host) && RESULT.load(Ordering::Acquire) == RUNNING {}
+            let own = name(other.give());
+            println!(
+                "control: along {}: {own}, then {}",
+                other.host,
+                name(finish())
+            );
+        }
+        ["sign", number, sign, at, host, slot] => {
+            let sign = Task::parse(number, sign, at, &["no-reset"])?;
+            let task = Task::parse(number, host, slot, &[])?;
+            let given = name(sign.give().and_then(|()| task.give()));
+            let state = smccc::domain_info(task.domain).map_or(u64::MAX, |(state, _)| state);
+            let taken = name(smccc::pci_unassign(task.domain, task.slot.into()));
+            println!("control: sign {host}: {given}, state {state}, {taken}");
         }
         ["leave", number, host, slot] => {
             let task = Task::parse(number, host, slot, &[])?;
@@ -171,12 +190,25 @@ fn start(platform: &Platform, task: Task) -> Option<()> {
     Some(())
 }
 
+/// Waits for the second vCPU, and returns what came of its task.
+fn finish() -> Result<(), Status> {
+    // Acquire: pairs with `second`.
+    while RESULT.load(Ordering::Acquire) == RUNNING {
+        timer::sleep(5);
+    }
+    status(RESULT.load(Ordering::Acquire))
+}
+
+fn is_on_its_way(host: Sbdf) -> bool {
+    smccc::pci_info(host.into()).is_ok_and(|(state, _)| state == FunctionState::Busy as u64)
+}
+
 fn second(_: usize) {
     let Some(task) = TASK.lock().take() else {
         return;
     };
     let status = task.give().err().unwrap_or(Status::Ok);
-    // Release: pairs with `race`.
+    // Release: pairs with `finish`.
     RESULT.store(status.to_register(), Ordering::Release);
 }
 

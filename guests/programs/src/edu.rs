@@ -22,7 +22,7 @@ use runtime::{check, check_eq, cpu, exception, println, skip, smccc, timer};
 use crate::pci::{self, Function};
 
 /// Device ID and vendor ID.
-const ID: u32 = 0x11e8_1234;
+pub(crate) const ID: u32 = 0x11e8_1234;
 const BAR_SIZE: usize = 0x10_0000;
 
 /// Registers in BAR0.
@@ -132,6 +132,15 @@ impl Edu {
     fn store(&self, to: u64, bytes: usize) -> bool {
         self.transfer(BUFFER, to, bytes, TO_MEMORY)
     }
+}
+
+/// Returns whether a device whose BAR is at `registers`, enabled, is one and moves what it is told to.
+pub(crate) fn works(function: Function, registers: Window) -> bool {
+    let edu = Edu {
+        function,
+        registers,
+    };
+    edu.registers.read32(IDENTIFICATION) == IDENTIFIED && edu.works(0x44)
 }
 
 macro_rules! edu {

@@ -39,3 +39,5 @@ pub mod selftest;
 mod simd;
 #[cfg(target_os = "none")]
 pub mod virtio_blk;
+#[cfg(target_os = "none")]
+pub mod watch;

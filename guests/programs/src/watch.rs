@@ -1,0 +1,90 @@
+//! Watches its bus, and tells which functions come, whether they work, and which go.
+//!
+//! At two slots a function is a sign, if it comes while this domain runs: at 00:1e.0 to power off, at
+//! 00:1d.0 to reset, both after [`DELAY`]. So who gives it (`control`) knows when this domain stops.
+
+use runtime::mmio::{Width, Window};
+use runtime::platform::{HostBridge, Platform};
+use runtime::{println, smccc, timer};
+
+use crate::edu;
+use crate::pci::{self, Function};
+
+/// From a sign to what it asks for, in milliseconds.
+const DELAY: u64 = 100;
+/// From one look at the bus to the next.
+const PAUSE: u64 = 2;
+
+/// Devices on a bus. Each has so much of the 32-bit window for its first BAR.
+const DEVICES: usize = 32;
+const ROOM: usize = 0x10_0000;
+
+const RESET: usize = 0x1d;
+const OFF: usize = 0x1e;
+
+/// Device ID and vendor ID of what is known: QEMU's NVMe, the 82576 and its virtual function, the 82574.
+const NVME: u32 = 0x0010_1b36;
+const IGB: u32 = 0x10c9_8086;
+const IGBVF: u32 = 0x10ca_8086;
+const E1000E: u32 = 0x10d3_8086;
+/// Where all of them have a register that is never all ones: version, or status.
+const REGISTER: usize = 8;
+
+/// Watches for ever, or until there is a sign.
+pub fn main(platform: &'static Platform) {
+    let Some(bridge) = platform.host_bridge else {
+        return println!("watch: FAILED: no host bridge");
+    };
+    println!("watch: ready");
+    let mut known = [u32::MAX; DEVICES];
+    for look in 0_u64.. {
+        for (device, known) in known.iter_mut().enumerate().skip(1) {
+            let function = Function::new(&bridge, u16::try_from(device << 3).unwrap_or(0));
+            let id = function.id();
+            if id == core::mem::replace(known, id) {
+                continue;
+            }
+            if id == u32::MAX {
+                println!("watch: {device:02x} is gone");
+                continue;
+            }
+            match device {
+                OFF if look > 0 => {
+                    timer::sleep(DELAY);
+                    return;
+                }
+                RESET if look > 0 => {
+                    timer::sleep(DELAY);
+                    smccc::system_reset();
+                }
+                _ => {}
+            }
+            let state = state(&bridge, function, device);
+            println!("watch: {device:02x} is {id:08x}: {state}");
+        }
+        timer::sleep(PAUSE);
+    }
+}
+
+/// Returns how it is with a function that is new.
+fn state(bridge: &HostBridge, function: Function, device: usize) -> &'static str {
+    let registers = place(bridge, device);
+    function.place(0, registers.base());
+    function.enable();
+    match function.id() {
+        edu::ID if edu::works(function, registers) => "works",
+        edu::ID => "FAILED",
+        NVME | IGB | IGBVF | E1000E => match registers.probe_read(REGISTER, Width::Word) {
+            Ok(value) if value == Width::Word.ones() => "reads ones",
+            Ok(_) => "works",
+            Err(fault) if fault.is_external_abort() => "aborts",
+            Err(_) => "FAILED",
+        },
+        _ => "unknown",
+    }
+}
+
+fn place(bridge: &HostBridge, device: usize) -> Window {
+    let first = pci::first_fit(bridge, ROOM).base() - bridge.memory32.base();
+    bridge.memory32.part(first + device * ROOM, ROOM)
+}
