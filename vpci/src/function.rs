@@ -269,7 +269,7 @@ enum Action {
     Address,
     /// The power state may have changed.
     Power,
-    /// A function level reset may be wanted.
+    /// A function level reset, if it is wanted.
     DeviceControl,
 }
 
@@ -422,13 +422,18 @@ impl<P: PhysicalConfig> Function<P> {
         self.version = self.version.wrapping_add(1);
         match row.action {
             Action::None => return Change::None,
+            Action::DeviceControl if after & INITIATE_FLR == 0 => return Change::None,
             // The kernel knows that no BAR decodes, unless it has yet to ask.
             Action::Address if !self.pending && self.dword(COMMAND) & command::MEMORY == 0 => {
                 return Change::None;
             }
             Action::Effects | Action::Address => {}
             Action::Power => self.change_power(index, before, after),
-            Action::DeviceControl => self.change_device_control(after),
+            // It leaves what belongs to the link (6.6.2).
+            Action::DeviceControl => {
+                self.reset_wanted = true;
+                let _: Change = self.reset_but(|register| register.shared);
+            }
         }
         self.pending = true;
         Change::Effects
@@ -734,14 +739,6 @@ impl<P: PhysicalConfig> Function<P> {
         }
         if let Some(cell) = self.cells.get_mut(index) {
             cell.value = after & !POWER_STATE | before & POWER_STATE;
-        }
-    }
-
-    /// Resets the function if the guest asked for it, which leaves what belongs to the link (6.6.2).
-    fn change_device_control(&mut self, after: u32) {
-        if after & INITIATE_FLR != 0 {
-            self.reset_wanted = true;
-            let _: Change = self.reset_but(|register| register.shared);
         }
     }
 

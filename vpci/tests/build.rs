@@ -587,6 +587,29 @@ proptest! {
     }
 }
 
+/// Sections 7.5.3.4 and 7.5.3.16: what a function is not capable of it does not take.
+#[test]
+#[rustfmt::skip]
+fn controls_without_their_capability_are_zero() {
+    let cases = [
+        // Device Capabilities, 2, Device Control, 2, after ones
+        (0x0000_8000, 0x000,      0x0000_78ff, 0x000),
+        (0x0000_8020, 0x000,      0x0000_79ff, 0x000), // extended tags
+        (0x0000_8000, 0x001,      0x0000_78ff, 0x00f), // completion timeout ranges
+        (0x0000_8000, 0x010,      0x0000_78ff, 0x010), // no completion timeout
+        (0x0000_8000, 0x800,      0x0000_78ff, 0x400), // LTR
+    ];
+    for (capabilities, capabilities_2, control, control_2) in cases {
+        let dwords = [(0x34, 0x40), (0x40, 0x0002_0010), (0x44, capabilities), (0x64, capabilities_2)];
+        let mut function = open(&dwords, &[], Position::BelowPort);
+        for (offset, expected) in [(0x48, control), (0x68, control_2)] {
+            assert_eq!(write(&mut function, offset, u32::MAX), [], "no reset");
+            let what = format!("{capabilities:#x} {capabilities_2:#x}: {offset:#x}");
+            assert_eq!(dword(&function, offset), expected, "{what}");
+        }
+    }
+}
+
 /// Section 6.6.2: it does not touch what belongs to the link.
 #[test]
 #[rustfmt::skip]

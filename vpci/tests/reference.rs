@@ -294,7 +294,10 @@ impl Plain {
         }
         let first = header >> 16 & 0xf == 1;
         self.show(at + 4, 0x0000_8fe7);
-        self.keep(at + 8, 0x0000_79ff);
+        self.keep(at + 8, 0x0000_78ff);
+        if self.physical(at + 4) & 0x20 != 0 {
+            self.keep(at + 8, 0x0100); // extended tags, hardwired to zero without (7.5.3.4)
+        }
         self.set(at + 8, 0x2810); // relaxed ordering, no snoop, reads of 512 bytes
         // A reset of a physical function would end the virtual ones that others have.
         if self.physical(at + 4) & 1 << 28 != 0 && setup.kind != Kind::Physical {

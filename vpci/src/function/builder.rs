@@ -40,20 +40,29 @@ const NO_SOFT_RESET: u32 = 1 << 3;
 /// Function Level Reset Capability in Device Capabilities, section 7.5.3.3.
 const FLR_CAPABLE: u32 = 1 << 28;
 
-/// Device Capabilities 2 and Device Control 2 in the PCI Express capability, by number of the dword;
-/// bits of the former, and those of the latter that are zero without them. Sections 7.5.3.15 and
-/// 7.5.3.16.
+/// Dwords of the PCI Express capability, by number.
+const DEVICE_CAPABILITIES: usize = 1;
+const DEVICE_CONTROL: usize = 2;
+const LINK_CAPABILITIES: usize = 3;
+const LINK_CONTROL: usize = 4;
 const DEVICE_CAPABILITIES_2: usize = 0x24 / 4;
 const DEVICE_CONTROL_2: usize = 0x28 / 4;
-const CONTROLS_2: [(u32, u32); 3] = [
-    (0x00f, 0x00f), // completion timeout ranges, value
-    (0x010, 0x010), // completion timeout disable
-    (0x800, 0x400), // LTR
+
+/// What a device has to be capable of for some of its controls not to be zero: dword and bits of the
+/// one, and of the other. Sections 7.5.3.3, 7.5.3.4, 7.5.3.15 and 7.5.3.16.
+#[rustfmt::skip]
+const CONTROLS: [(usize, u32, usize, u32); 5] = [
+    (DEVICE_CAPABILITIES,   1 << 5,      DEVICE_CONTROL,   1 << 8), // extended tags
+    (DEVICE_CAPABILITIES,   FLR_CAPABLE, DEVICE_CONTROL,   INITIATE_FLR),
+    (DEVICE_CAPABILITIES_2, 0x00f,       DEVICE_CONTROL_2, 0x00f),  // completion timeout ranges, value
+    (DEVICE_CAPABILITIES_2, 0x010,       DEVICE_CONTROL_2, 0x010),  // completion timeout disable
+    (DEVICE_CAPABILITIES_2, 0x800,       DEVICE_CONTROL_2, 0x400),  // LTR
 ];
+
 /// The link of an endpoint that has none of its own: 2.5 GT/s, x1, without ASPM; and that it runs.
 /// Sections 7.5.3.6 and 7.5.3.8.
-const LINK_CAPABILITIES: u32 = 0x0040_0011;
-const LINK_STATUS: u32 = 0x1011;
+const PLAIN_LINK: u32 = 0x0040_0011;
+const PLAIN_LINK_STATUS: u32 = 0x1011 << 16;
 
 /// Device Control after a reset: relaxed ordering and no snoop on, 512 byte reads. Section 7.5.3.4.
 const DEVICE_CONTROL_RESET: u32 = 0x2810;
@@ -425,32 +434,23 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             self.lay(base, LINK.get(..dwords).unwrap_or(&LINK))?;
         }
         let first = usize::from(base / 4);
-        if position == Position::BelowPort && physical == INTEGRATED_ENDPOINT && dwords > 4 {
-            self.cell(first + 3)?.value |= LINK_CAPABILITIES;
-            self.cell(first + 4)?.value |= LINK_STATUS << 16;
+        if position == Position::BelowPort
+            && physical == INTEGRATED_ENDPOINT
+            && dwords > LINK_CONTROL
+        {
+            self.cell(first + LINK_CAPABILITIES)?.value |= PLAIN_LINK;
+            self.cell(first + LINK_CONTROL)?.value |= PLAIN_LINK_STATUS;
         }
         self.cell(first)?.value |= kind << 20;
         if !self.resettable {
-            self.cell(first + 1)?.value &= !FLR_CAPABLE;
+            self.cell(first + DEVICE_CAPABILITIES)?.value &= !FLR_CAPABLE;
         }
-        let can_reset = self.cell(first + 1)?.value & FLR_CAPABLE != 0;
-        self.cell(first + 2)?.value |= DEVICE_CONTROL_RESET;
-        if let Some(row) = self.row(first + 2) {
-            if can_reset {
-                row.action = Action::DeviceControl;
-            } else {
-                row.register.rw &= !INITIATE_FLR;
-            }
-        }
-        let capabilities = self.function.dword(first + DEVICE_CAPABILITIES_2);
-        if let (true, Some(row)) = (
-            dwords > DEVICE_CONTROL_2,
-            self.row(first + DEVICE_CONTROL_2),
-        ) {
-            for (supported, controls) in CONTROLS_2 {
-                if capabilities & supported == 0 {
-                    row.register.rw &= !controls;
-                }
+        self.cell(first + DEVICE_CONTROL)?.value |= DEVICE_CONTROL_RESET;
+        self.act(first + DEVICE_CONTROL, Action::DeviceControl);
+        for (capabilities, supported, control, bits) in CONTROLS {
+            let can = self.function.dword(first + capabilities) & supported != 0;
+            if let (false, true, Some(row)) = (can, control < dwords, self.row(first + control)) {
+                row.register.rw &= !bits;
             }
         }
         Ok(())
