@@ -72,14 +72,6 @@ impl Emulated {
         Self { dwords }
     }
 
-    /// Says whether the device has functions besides this one.
-    pub const fn set_multi_function(&mut self, multi: bool) {
-        self.dwords[3] &= !MULTI_FUNCTION;
-        if multi {
-            self.dwords[3] |= MULTI_FUNCTION;
-        }
-    }
-
     /// Answers a read.
     #[must_use]
     pub fn read(&self, access: ConfigAccess) -> u32 {
@@ -154,14 +146,5 @@ mod tests {
             bridge.reset();
             assert_eq!(bridge.read(access(offset, Size::Four)), before, "{offset:#x}");
         }
-    }
-
-    #[test]
-    fn the_multi_function_bit_follows_the_bus() {
-        let mut bridge = Emulated::host_bridge();
-        bridge.set_multi_function(true);
-        assert_eq!(bridge.read(access(0x0e, Size::One)), 0x80);
-        bridge.set_multi_function(false);
-        assert_eq!(bridge.read(access(0x0e, Size::One)), 0);
     }
 }

@@ -188,20 +188,11 @@ impl<T: Copy + Eq> MemoryMap<T> {
         None
     }
 
-    /// Takes back one range whose owner `wanted` picks, granted or waiting, and returns it with what
-    /// it was. To be called until it returns `None` when an owner goes away.
-    pub fn release_any(&mut self, wanted: impl Fn(T) -> bool) -> Option<(BusRange, T, Released)> {
-        let lists = [
-            (&mut self.waiting, Released::Waiting),
-            (&mut self.granted, Released::Granted),
-        ];
-        for (list, was) in lists {
-            if let Some(index) = list.iter().position(|entry| wanted(entry.owner)) {
-                let Entry { range, owner } = list.remove(index);
-                return Some((range, owner, was));
-            }
-        }
-        None
+    /// Takes back all ranges whose owner `wanted` picks, granted or waiting. Others may be ready then; see
+    /// [`MemoryMap::next_ready`].
+    pub fn release_all(&mut self, wanted: impl Fn(T) -> bool) {
+        self.granted.retain(|entry| !wanted(entry.owner));
+        self.waiting.retain(|entry| !wanted(entry.owner));
     }
 
     /// Returns the index of the first granted range that starts after `address`.
@@ -241,7 +232,6 @@ fn reserve<E, T>(list: &mut Vec<E>, more: usize) -> Result<(), ClaimError<T>> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::vec;
 
     fn range(start: u64, size: u64) -> BusRange {
         BusRange::new(BusAddress::new(start), size).unwrap()
@@ -328,15 +318,10 @@ mod tests {
         map.claim(a, 1).unwrap();
         map.claim(b, 2).unwrap();
         assert_eq!(map.claim_or_wait(b, 1), Ok(Claimed::Waiting));
-        let mut released = vec![];
-        while let Some(one) = map.release_any(|owner| owner == 1) {
-            released.push(one);
-        }
-        assert_eq!(
-            released,
-            [(b, 1, Released::Waiting), (a, 1, Released::Granted)]
-        );
-        assert_eq!(map.granted().collect::<std::vec::Vec<_>>(), [(b, 2)]);
+        map.release_all(|owner| owner == 1);
+        assert!(map.granted().eq([(b, 2)]));
+        assert_eq!(map.release(b, 2), Released::Granted);
+        assert_eq!(map.next_ready(), None, "what waited is gone, too");
     }
 
     proptest! {

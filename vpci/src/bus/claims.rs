@@ -106,7 +106,7 @@ impl<V: Copy + Eq> Bus<V> {
     /// may be ready then.
     pub fn unclaim_all(&mut self, wanted: impl Fn(Decoder<V>) -> bool) {
         self.claims.0.retain(|claim| !wanted(claim.decoder));
-        while self.memory.release_any(&wanted).is_some() {}
+        self.memory.release_all(wanted);
     }
 
     /// Puts claims of functions on the bus of that name into the memory map, or takes them out, as the
