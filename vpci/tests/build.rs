@@ -242,6 +242,16 @@ fn capabilities_that_have_no_room_are_left_out() {
             &[(0x40, 0x8011), (0x48, 0x800), (0x80, 0x11)],
             &[0x40],
         ),
+        (
+            "second of a kind, the first is not whole",
+            &[(0x40, 0xf801), (0xf8, 0x6005), (0x60, 0x0000_0005)],
+            &[0x40],
+        ),
+        (
+            "second PCIe, the first is a port's",
+            &[(0x40, 0x0042_8010), (0x80, 0x0092_0010)],
+            &[],
+        ),
     ];
     for (what, dwords, expected) in cases {
         let bars = [bar(0, BarKind::Memory32, 0x1000)];

@@ -133,8 +133,14 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
         for (slot, found) in chain.iter_mut().zip(found) {
             *slot = Some(found);
         }
+        // The first of a kind counts, as it does for EL2, even if it is not shown.
+        let mut known = [false; 256];
         for found in chain.into_iter().flatten() {
-            self.add_capability(found, setup)?;
+            let known = known.get_mut(usize::from(found.id));
+            let is_known = known.is_none_or(|known| core::mem::replace(known, true));
+            if !is_known || found.id == id::VENDOR.into() {
+                self.add_capability(found, setup)?;
+            }
         }
         if self.express {
             self.add_extended()?;
@@ -280,7 +286,7 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
         Ok(())
     }
 
-    /// Shows a capability, if it is one on the list, the first of its kind, and whole.
+    /// Shows a capability, if it is one on the list, and whole.
     fn add_capability(&mut self, found: Capability, setup: &Setup<'_>) -> Result<(), BuildError> {
         match u8::try_from(found.id) {
             Ok(id::POWER) => self.add_power(found.offset),
@@ -344,7 +350,7 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
     }
 
     fn add_power(&mut self, base: u16) -> Result<(), BuildError> {
-        if self.function.power.is_some() || !self.show(base, &POWER)? {
+        if !self.show(base, &POWER)? {
             return Ok(());
         }
         let index = usize::from(base / 4) + 1;
@@ -356,7 +362,7 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
 
     fn add_msi(&mut self, base: u16) -> Result<(), BuildError> {
         let form = msi::Form::decode(capability::dword(&self.function.device, base));
-        if self.function.msi.is_some() || !self.show(base, form.registers())? {
+        if !self.show(base, form.registers())? {
             return Ok(());
         }
         let first = usize::from(base / 4);
@@ -380,7 +386,7 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
     }
 
     fn add_msix(&mut self, base: u16) -> Result<(), BuildError> {
-        if self.function.msix.is_some() || !self.show(base, &MSIX)? {
+        if !self.show(base, &MSIX)? {
             return Ok(());
         }
         let [control, table, pending] =
@@ -425,7 +431,7 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             _ => EXPRESS.len(),
         };
         let registers = EXPRESS.get(..dwords).unwrap_or(&EXPRESS);
-        if self.express || !self.show(base, registers)? {
+        if !self.show(base, registers)? {
             return Ok(());
         }
         self.express = true;
