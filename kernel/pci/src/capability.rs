@@ -1,8 +1,14 @@
 //! Capabilities: where a function has them, and what those say that matters here.
 
 use vpci::Offset;
+use vpci::capability::{self, Capability, extended, id};
 
-use crate::config::{ConfigSpace, Function, header};
+use crate::config::{ConfigSpace, Function};
+
+/// IDs of capabilities, and of extended ones, that no guest is shown.
+const ADVANCED: u8 = 0x13;
+const ACS: u16 = 0x000d;
+const SRIOV: u16 = 0x0010;
 
 /// PMCSR in the power management capability (section 7.5.2.2).
 pub(crate) const POWER_CONTROL: u16 = 4;
@@ -38,31 +44,22 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Walks both lists of a function. A list that loops, or points outside of its part of config
-    /// space, ends there.
+    /// Walks both lists of a function. What ends outside of its part of config space is no capability.
     pub(crate) fn find<C: ConfigSpace + ?Sized>(function: Function<'_, C>) -> Self {
         let mut found = Self::default();
-        if function.read16(header::STATUS) & header::STATUS_CAPABILITIES == 0 {
-            return found;
-        }
-        let mut offset = u16::from(function.read8(header::CAPABILITIES) & 0xfc);
-        // As many as fit between the header and the end of conventional config space.
-        for _ in 0..(0x100 - 0x40) / 4 {
-            if offset < 0x40 {
-                break;
-            }
-            let [id, next] = function.read16(offset).to_le_bytes();
-            let place = match id {
-                0x01 => &mut found.power,
-                0x05 => &mut found.msi,
-                0x10 => &mut found.express,
-                0x11 => &mut found.msix,
-                0x13 => &mut found.advanced,
-                0xff => break,
-                _ => &mut None,
+        for capability in capability::walk(&function) {
+            let (place, size) = match u8::try_from(capability.id) {
+                Ok(id::POWER) => (&mut found.power, 8),
+                Ok(id::MSI) => (&mut found.msi, 12),
+                Ok(id::EXPRESS) if function.read16(capability.offset + 2) & 0xf < 2 => {
+                    (&mut found.express, 0x14)
+                }
+                Ok(id::EXPRESS) => (&mut found.express, 0x3c),
+                Ok(id::MSIX) => (&mut found.msix, 12),
+                Ok(ADVANCED) => (&mut found.advanced, 8),
+                _ => continue,
             };
-            *place = place.or(Offset::new(offset));
-            offset = u16::from(next & 0xfc);
+            note(place, capability, size, 0x100);
         }
         if let Some(offset) = found.power {
             let control = function.read16(offset.get() + POWER_CONTROL);
@@ -72,32 +69,25 @@ impl Capabilities {
             found.advanced_reset = function.read8(offset.get() + 3) & ADVANCED_RESET != 0;
         }
         if found.express.is_some() {
-            found.find_extended(function);
+            for capability in capability::walk_extended(&function) {
+                let (place, size) = match capability.id {
+                    ACS => (&mut found.acs, 8),
+                    extended::ARI => (&mut found.ari, 8),
+                    SRIOV => (&mut found.sriov, 0x40),
+                    _ => continue,
+                };
+                note(place, capability, size, Offset::SPACE);
+            }
         }
         found
     }
+}
 
-    fn find_extended<C: ConfigSpace + ?Sized>(&mut self, function: Function<'_, C>) {
-        let mut offset = 0x100;
-        for _ in 0..(0x1000 - 0x100) / 4 {
-            if offset < 0x100 {
-                break;
-            }
-            let entry = function.read32(offset);
-            if entry == 0 || entry == u32::MAX {
-                break;
-            }
-            let place = match entry & 0xffff {
-                0x000d => &mut self.acs,
-                0x000e => &mut self.ari,
-                0x0010 => &mut self.sriov,
-                _ => &mut None,
-            };
-            *place = place.or(Offset::new(offset));
-            let [_, _, low, high] = entry.to_le_bytes();
-            offset = u16::from_le_bytes([low, high]) >> 4 & 0xffc;
-        }
-    }
+/// Notes where a capability is, if it is the first of its kind that is whole: its `size` bytes end before
+/// `end`.
+fn note(place: &mut Option<Offset>, found: Capability, size: u16, end: u16) {
+    let offset = Offset::new(found.offset).filter(|_| found.offset + size <= end);
+    *place = place.or(offset);
 }
 
 /// What a PCI Express function is (section 7.5.3.2, Device/Port Type).

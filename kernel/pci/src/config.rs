@@ -79,7 +79,6 @@ pub(crate) mod header {
     pub(crate) const VENDOR_ID: u16 = 0x00;
     pub(crate) const DEVICE_ID: u16 = 0x02;
     pub(crate) const COMMAND: u16 = 0x04;
-    pub(crate) const STATUS: u16 = 0x06;
     pub(crate) const REVISION_AND_CLASS: u16 = 0x08;
     pub(crate) const HEADER_TYPE: u16 = 0x0e;
     pub(crate) const BAR0: u16 = 0x10;
@@ -87,7 +86,6 @@ pub(crate) mod header {
     /// Expansion ROM Base Address (section 7.5.1.2.4): the address, and the enable bit.
     pub(crate) const ROM_ADDRESS: u32 = !0x7ff;
     pub(crate) const ROM_ENABLE: u32 = 1;
-    pub(crate) const CAPABILITIES: u16 = 0x34;
     pub(crate) const INTERRUPT_PIN: u16 = 0x3d;
 
     /// Command: memory decode; on a bridge also forwarding of memory requests downstream.
@@ -96,8 +94,6 @@ pub(crate) mod header {
     pub(crate) const COMMAND_MASTER: u16 = 1 << 2;
     /// Command: the interrupt pin is never asserted.
     pub(crate) const COMMAND_SILENT: u16 = 1 << 10;
-    /// Status: there is a list of capabilities.
-    pub(crate) const STATUS_CAPABILITIES: u16 = 1 << 4;
     /// Header type: the device has several functions.
     pub(crate) const MULTI_FUNCTION: u8 = 1 << 7;
     /// Vendor ID of an absent function.

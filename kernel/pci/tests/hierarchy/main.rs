@@ -457,10 +457,7 @@ fn strange_functions_are_survived() {
         device(&found, "00:01.0").capabilities.msi,
         Offset::new(0x40)
     );
-    assert_eq!(
-        device(&found, "00:02.0").capabilities.msi,
-        Offset::new(0xfc)
-    );
+    assert_eq!(device(&found, "00:02.0").capabilities.msi, None);
     assert_eq!(device(&found, "00:04.0").header, Header::Other(2));
     assert_eq!(
         found.problems(),
@@ -801,6 +798,43 @@ fn a_reset_leaves_a_function_quiet_and_where_it_was() {
         }
     }
     check_placement(&machine, &found, &host());
+}
+
+/// What follows behind the end of config space is another function's, or the same one's header.
+#[test]
+#[rustfmt::skip]
+fn a_capability_that_is_not_whole_is_none() {
+    let plain = || Node::endpoint(1, 2, 0).left(0x06, &[0x10]).left(0x34, &[0x40]);
+    let at = |last: usize, id: u8, version: u8| {
+        plain().left(0x40, &[0, last.to_le_bytes()[0]]).left(last, &[id, 0, version, 0])
+    };
+    let extended = |last: u16, id: u8| {
+        let next = (last << 4).to_le_bytes();
+        plain().express(0).left(0x100, &[0x03, 0, 1 | next[0], next[1]]).left(last.into(), &[id, 0, 1, 0])
+    };
+    type Find = fn(&Device) -> Option<Offset>;
+    let cases: [(&str, Node, Find, Option<u16>); 15] = [
+        ("power",      at(0xf8, 0x01, 3),      |device| device.capabilities.power,    Some(0xf8)),
+        ("power",      at(0xfc, 0x01, 3),      |device| device.capabilities.power,    None),
+        ("MSI",        at(0xf4, 0x05, 0),      |device| device.capabilities.msi,      Some(0xf4)),
+        ("MSI",        at(0xf8, 0x05, 0),      |device| device.capabilities.msi,      None),
+        ("MSI-X",      at(0xf4, 0x11, 0),      |device| device.capabilities.msix,     Some(0xf4)),
+        ("MSI-X",      at(0xf8, 0x11, 0),      |device| device.capabilities.msix,     None),
+        ("Express 2",  at(0xc4, 0x10, 2),      |device| device.capabilities.express,  Some(0xc4)),
+        ("Express 2",  at(0xc8, 0x10, 2),      |device| device.capabilities.express,  None),
+        ("Express 1",  at(0xec, 0x10, 1),      |device| device.capabilities.express,  Some(0xec)),
+        ("advanced",   at(0xf8, 0x13, 6),      |device| device.capabilities.advanced, Some(0xf8)),
+        ("advanced",   at(0xfc, 0x13, 6),      |device| device.capabilities.advanced, None),
+        ("ACS",        extended(0xff8, 0x0d),  |device| device.capabilities.acs,      Some(0xff8)),
+        ("ACS",        extended(0xffc, 0x0d),  |device| device.capabilities.acs,      None),
+        ("SR-IOV",     extended(0xfc0, 0x10),  |device| device.capabilities.sriov,    Some(0xfc0)),
+        ("SR-IOV",     extended(0xfc4, 0x10),  |device| device.capabilities.sriov,    None),
+    ];
+    for (what, node, find, expected) in cases {
+        let machine = Machine::new(0, vec![((1, 0), node)]);
+        let found = enumerate(&machine, &host()).expect("memory");
+        assert_eq!(find(device(&found, "00:01.0")), expected.and_then(Offset::new), "{what}");
+    }
 }
 
 /// Nobody answers for the line of a function that nobody drives.
