@@ -123,6 +123,9 @@ pub(crate) const DEVICE_CONTROL_2: u16 = 0x28;
 /// Device Control: initiate a function level reset.
 pub(crate) const INITIATE_RESET: u16 = 1 << 15;
 
+/// Device Control: requests may carry the names of functions that are not there (section 2.2.6.2).
+const PHANTOM_FUNCTIONS: u16 = 1 << 9;
+
 /// What the PCI Express capability says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Express {
@@ -134,7 +137,8 @@ pub struct Express {
     pub function_level_reset: bool,
     /// Whether a port tells if its link is up (Data Link Layer Link Active Reporting Capable).
     pub(crate) reports_link: bool,
-    /// Device Control as firmware left it: payload sizes fit together along a path.
+    /// Device Control as firmware left it, since payload sizes fit together along a path; but requests carry
+    /// the function's own name only.
     pub(crate) control: u16,
     /// Device Control 2, if there is one.
     pub(crate) control_2: Option<u16>,
@@ -158,7 +162,7 @@ impl Express {
             kind,
             function_level_reset: function.read32(base + 4) & 1 << 28 != 0,
             reports_link: function.read32(base + LINK_CAPABILITIES) & 1 << 20 != 0,
-            control: function.read16(base + DEVICE_CONTROL) & !INITIATE_RESET,
+            control: function.read16(base + DEVICE_CONTROL) & !(INITIATE_RESET | PHANTOM_FUNCTIONS),
             control_2: (flags & 0xf >= 2).then(|| function.read16(base + DEVICE_CONTROL_2)),
         }
     }

@@ -800,6 +800,19 @@ fn a_reset_leaves_a_function_quiet_and_where_it_was() {
     check_placement(&machine, &found, &host());
 }
 
+/// Requests of phantom functions carry the names of other functions (section 2.2.6.2), which may be there.
+#[test]
+fn phantom_functions_are_turned_off() {
+    let node = nvme().left(0x54 + 8, &[0x1f, 0x2b]);
+    let machine = Machine::new(0, vec![((1, 0), node)]);
+    let found = enumerate(&machine, &host()).expect("memory");
+    let control = || machine.at(name("00:01.0"), |node| node.word(0x54 + 8));
+    assert_eq!(control(), Some(0x291f), "the rest is firmware's");
+    let method = found.reset_method(0, |_| false).expect("a reset");
+    let reset = found.reset(0, method).run(&machine, &found, |_| {});
+    assert_eq!((reset, control()), (Ok(()), Some(0x291f)));
+}
+
 /// What follows behind the end of config space is another function's, or the same one's header.
 #[test]
 #[rustfmt::skip]
