@@ -299,7 +299,7 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
         let [revision, class @ ..] = function.read32(header::REVISION_AND_CLASS).to_le_bytes();
         let [interface, subclass, base] = class;
         let class = u32::from_le_bytes([interface, subclass, base, 0]);
-        let is_host_bridge = class >> 8 == header::CLASS_HOST_BRIDGE;
+        let is_host_bridge = class >> 8 == header::CLASS_HOST_BRIDGE && parent.is_none();
         let keep = if is_host_bridge {
             !header::COMMAND_MASTER
         } else {

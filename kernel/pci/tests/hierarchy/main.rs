@@ -300,12 +300,18 @@ fn what_firmware_left_running_is_stopped() {
         .left(0x04, &[0x07, 0])
         .left(0x18, &[0, 1, 1])
         .with(0, 0, busy());
+    // A host bridge is on the root bus; what calls itself one elsewhere is a function like others.
+    let so_called = host_bridge().bar(0, 0, 0x1000).left(0x04, &[0x06, 0]);
     let machine = Machine::new(
         0,
         vec![
             ((0, 0), host_bridge().left(0x04, &[0x06, 0])),
             ((1, 0), busy()),
             ((2, 0), port),
+            (
+                (3, 0),
+                root_port().left(0x18, &[0, 2, 2]).with(0, 0, so_called),
+            ),
         ],
     );
     let found = enumerate(&machine, &host()).expect("memory");
@@ -314,6 +320,7 @@ fn what_firmware_left_running_is_stopped() {
         ("00:01.0", 0x400),
         ("00:02.0", 0x406),
         ("01:00.0", 0x400),
+        ("02:00.0", 0x400),
     ] {
         assert_eq!(
             machine.at(name(sbdf), |node| node.word(4)),
@@ -321,7 +328,9 @@ fn what_firmware_left_running_is_stopped() {
             "{sbdf}"
         );
     }
-    assert_eq!(found.devices().len(), 4);
+    assert_eq!(found.devices().len(), 6);
+    let bar = device(&found, "02:00.0").bars[0].and_then(|bar| bar.placement);
+    assert!(bar.is_some(), "its BAR has a place");
 }
 
 #[test]
