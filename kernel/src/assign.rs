@@ -1,22 +1,7 @@
 //! Giving a function of the machine to a domain and taking it back, at boot and while domains run.
 //!
 //! Both take a while, for the resets in them, and EL2 does not wait: each is an [`Operation`] that is
-//! carried on by steps. What is given away is undone if a step fails (`kernel::steps`):
-//!
-//! ```text
-//!   step      done                                       undone
-//!   Slot      the guest's slot is kept, and empty        given up
-//!   Claim     the function is the domain's to have       nobody's, or broken if its reset failed
-//!   Reset     it is as at power-on, disabled
-//!   Listen    what it sends is refused and counted:      refused
-//!             it sends nothing
-//!   Model     what the guest is to see of it; what a
-//!             reset keeps of the last owner's is zero
-//!   Vectors   LPIs for its messages                      freed
-//!   Attach    it reaches the domain's memory             refused
-//!   Pin       its interrupt pin is wired up            taken off
-//!   Show      it is on the domain's bus
-//! ```
+//! carried on by steps. What is given away is undone if a step fails (`kernel::give`).
 //!
 //! Taking it back cannot fail half-way: it is off the bus and reaches nothing before the call waits for
 //! its reset.
@@ -24,14 +9,12 @@
 use crate::domain::{self, Domain};
 use crate::passthrough::{AssignError, Assigned};
 use crate::physical::{self, Physical, Resetting};
-use crate::sched::Due;
+use crate::sched;
 use alloc::sync::Arc;
-use kernel::steps::{Act, Advance, Sequence};
+use kernel::give::{self, Parts};
+use kernel::steps::Advance;
 use pci::{ClaimError, Method, Progress, Wish};
 use vpci::{Sbdf, Vendor};
-
-/// How long a function is listened to, in milliseconds.
-const LISTEN: u32 = 10;
 
 /// Something that is on its way.
 #[expect(
@@ -45,36 +28,8 @@ pub(crate) enum Operation {
     Take(Take),
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Slot,
-    Claim,
-    Reset,
-    Listen,
-    Model,
-    Vectors,
-    Attach,
-    Pin,
-    Show,
-}
-
-const GIVE: &[Step] = &[
-    Step::Slot,
-    Step::Claim,
-    Step::Reset,
-    Step::Listen,
-    Step::Model,
-    Step::Vectors,
-    Step::Attach,
-    Step::Pin,
-    Step::Show,
-];
-
 /// A function on its way to a domain.
-pub(crate) struct Give {
-    sequence: Sequence<Step>,
-    giving: Giving,
-}
+pub(crate) struct Give(give::Give<Giving>);
 
 /// What a domain is to have of a function.
 #[derive(Clone, Copy)]
@@ -98,9 +53,6 @@ struct Giving {
     index: usize,
     method: Option<Method>,
     reset: Option<Resetting>,
-    /// Nothing has shown that it is not as it should be.
-    sound: bool,
-    listening: Option<Due>,
     assigned: Option<Assigned>,
 }
 
@@ -193,30 +145,25 @@ impl Give {
         if domain.dma.is_none() {
             return Err(AssignError::NoIommu);
         }
-        Ok(Self {
-            sequence: Sequence::new(GIVE),
-            giving: Giving {
-                physical,
-                domain,
-                host,
-                wish,
-                look,
-                place: 0,
-                index: 0,
-                method: None,
-                reset: None,
-                sound: true,
-                listening: None,
-                assigned: None,
-            },
-        })
+        Ok(Self(give::Give::new(Giving {
+            physical,
+            domain,
+            host,
+            wish,
+            look,
+            place: 0,
+            index: 0,
+            method: None,
+            reset: None,
+            assigned: None,
+        })))
     }
 
     fn step(&mut self) -> Result<Advance, AssignError> {
-        let end = self.sequence.go_on(&mut self.giving);
+        let end = self.0.go_on(sched::uptime());
         let Giving {
             domain, host, wish, ..
-        } = &self.giving;
+        } = self.0.parts();
         match &end {
             Ok(Advance::Wait(_)) => {}
             Ok(Advance::Done) => info!("domain {}: {} is {host}", domain.name(), wish.slot),
@@ -226,77 +173,19 @@ impl Give {
     }
 }
 
-impl Act<Step> for Giving {
+impl Parts for Giving {
     type Error = AssignError;
 
-    fn act(&mut self, step: Step) -> Result<Advance, AssignError> {
-        match step {
-            Step::Slot => self.keep_slot()?,
-            Step::Claim => self.claim()?,
-            Step::Reset => return self.reset(),
-            Step::Listen => return self.listen(),
-            Step::Model => {
-                let assigned = Assigned::new(
-                    self.physical,
-                    self.index,
-                    &self.domain,
-                    self.wish.slot,
-                    self.look.vendor,
-                )?;
-                assigned.scrub(self.physical)?;
-                self.assigned = Some(assigned);
-            }
-            Step::Vectors => {
-                if let Some(assigned) = &mut self.assigned {
-                    assigned.allocate_vectors(self.physical, self.domain.id)?;
-                }
-            }
-            Step::Attach => self.attach()?,
-            Step::Pin => {
-                if let Some(assigned) = &mut self.assigned {
-                    let plugged = assigned.plug(&self.domain);
-                    plugged.map_err(|_| AssignError::NoMemory)?;
-                }
-            }
-            Step::Show => self.show()?,
-        }
-        Ok(Advance::Done)
-    }
-
-    fn undo(&mut self, step: Step) {
-        match step {
-            Step::Slot => {
-                if let Some(bus) = &self.domain.pci {
-                    bus.lock().give_up(&self.domain, self.wish.slot);
-                }
-            }
-            Step::Claim => {
-                let mut owners = self.physical.owners.lock();
-                owners.release(self.index, self.sound);
-            }
-            Step::Listen | Step::Attach => self.physical.detach(self.index),
-            Step::Model => self.assigned = None,
-            Step::Vectors => {
-                if let Some(assigned) = &mut self.assigned {
-                    assigned.free_vectors(self.physical);
-                }
-            }
-            Step::Pin => {
-                if let Some(assigned) = &mut self.assigned {
-                    assigned.unplug(&self.domain);
-                }
-            }
-            // It stays reset and disabled; and on the bus it is last of all.
-            Step::Reset | Step::Show => {}
-        }
-    }
-}
-
-impl Giving {
     fn keep_slot(&mut self) -> Result<(), AssignError> {
         let bus = self.domain.pci.as_ref().ok_or(AssignError::NoBus)?;
         self.place = bus.lock().reserve(&self.domain, self.wish.slot)?;
         Ok(())
+    }
+
+    fn give_up_slot(&mut self) {
+        if let Some(bus) = &self.domain.pci {
+            bus.lock().give_up(&self.domain, self.wish.slot);
+        }
     }
 
     fn claim(&mut self) -> Result<(), AssignError> {
@@ -328,59 +217,85 @@ impl Giving {
         Ok(())
     }
 
+    fn release(&mut self, sound: bool) {
+        self.physical.owners.lock().release(self.index, sound);
+    }
+
     fn reset(&mut self) -> Result<Advance, AssignError> {
-        let Some(reset) = &mut self.reset else {
-            return Ok(Advance::Done);
-        };
-        match reset.step() {
-            Ok(Progress::Wait(milliseconds)) => return Ok(Advance::Wait(milliseconds)),
-            Ok(Progress::Done) => {}
-            Err(error) => {
-                self.sound = false;
-                self.reset = None;
-                return Err(AssignError::Reset(error));
-            }
+        let progress = self
+            .reset
+            .as_mut()
+            .map_or(Ok(Progress::Done), Resetting::step);
+        if let Ok(Progress::Wait(milliseconds)) = progress {
+            return Ok(Advance::Wait(milliseconds));
         }
         self.reset = None;
+        progress.map_err(AssignError::Reset)?;
         Ok(Advance::Done)
     }
 
-    fn listen(&mut self) -> Result<Advance, AssignError> {
-        let (physical, index) = (self.physical, self.index);
-        let Some(due) = &self.listening else {
-            let dma = self.domain.dma.as_ref().ok_or(AssignError::NoIommu)?;
-            let listens = physical.listen(index, self.look.allowed, &self.domain, dma);
-            if let Err(error) = listens {
-                physical.detach(index);
-                return Err(AssignError::Smmu(error));
-            }
-            let mut due = Due::default();
-            due.after(LISTEN);
-            self.listening = Some(due);
-            return Ok(Advance::Wait(LISTEN));
-        };
-        if let Some(left) = due.left() {
-            return Ok(Advance::Wait(left));
-        }
-        match physical.heard(index) {
-            0 => Ok(Advance::Done),
-            times => {
-                self.sound = false;
-                physical.detach(index);
-                Err(AssignError::NotQuiet(times))
-            }
+    fn listen(&mut self) -> Result<(), AssignError> {
+        let dma = self.domain.dma.as_ref().ok_or(AssignError::NoIommu)?;
+        self.physical
+            .listen(self.index, self.look.allowed, &self.domain, dma)
+            .map_err(AssignError::Smmu)
+    }
+
+    fn heard(&mut self) -> Result<(), AssignError> {
+        match self.physical.heard(self.index) {
+            0 => Ok(()),
+            times => Err(AssignError::NotQuiet(times)),
         }
     }
 
-    fn attach(&self) -> Result<(), AssignError> {
+    fn detach(&mut self) {
+        self.physical.detach(self.index);
+    }
+
+    fn make_model(&mut self) -> Result<(), AssignError> {
+        let (slot, vendor) = (self.wish.slot, self.look.vendor);
+        let assigned = Assigned::new(self.physical, self.index, &self.domain, slot, vendor)?;
+        assigned.scrub(self.physical)?;
+        self.assigned = Some(assigned);
+        Ok(())
+    }
+
+    fn drop_model(&mut self) {
+        self.assigned = None;
+    }
+
+    fn allocate_vectors(&mut self) -> Result<(), AssignError> {
+        match &mut self.assigned {
+            Some(assigned) => assigned.allocate_vectors(self.physical, self.domain.id),
+            None => Ok(()),
+        }
+    }
+
+    fn free_vectors(&mut self) {
+        if let Some(assigned) = &mut self.assigned {
+            assigned.free_vectors(self.physical);
+        }
+    }
+
+    fn attach(&mut self) -> Result<(), AssignError> {
         let dma = self.domain.dma.as_ref().ok_or(AssignError::NoIommu)?;
-        let attached = self
-            .physical
-            .attach(self.index, self.look.allowed, &self.domain, dma);
-        attached.map_err(|error| {
-            self.physical.detach(self.index);
-            AssignError::Smmu(error)
-        })
+        self.physical
+            .attach(self.index, self.look.allowed, &self.domain, dma)
+            .map_err(AssignError::Smmu)
+    }
+
+    fn plug(&mut self) -> Result<(), AssignError> {
+        let Some(assigned) = &mut self.assigned else {
+            return Ok(());
+        };
+        let plugged = assigned.plug(&self.domain);
+        plugged.map_err(|_| AssignError::NoMemory)
+    }
+
+    fn unplug(&mut self) {
+        if let Some(assigned) = &mut self.assigned {
+            assigned.unplug(&self.domain);
+        }
     }
 
     fn show(&mut self) -> Result<(), AssignError> {

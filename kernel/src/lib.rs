@@ -8,6 +8,7 @@ pub mod console;
 pub mod fallible;
 pub mod features;
 pub mod frames;
+pub mod give;
 pub mod guest_tree;
 pub mod intx;
 pub mod layout;

@@ -4,8 +4,7 @@ use crate::domain::{Domain, MakeError, Memory, Tlb};
 use crate::lines::Lines;
 use crate::memory::{self, DmaPool, TableFrames};
 use crate::panic::give_up;
-use crate::sched::Due;
-use crate::{machine, refusals};
+use crate::{machine, refusals, sched};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -969,33 +968,23 @@ impl Invalidate for Unseen {
 /// The reset of a function on its way, and what is reserved for it.
 pub(crate) struct Resetting {
     reset: Reset,
-    due: Due,
     done: bool,
 }
 
 impl Resetting {
     /// Starts a reset for which `Owners` has reserved what goes along.
     pub(crate) fn new(reset: Reset) -> Self {
-        Self {
-            reset,
-            due: Due::default(),
-            done: false,
-        }
+        Self { reset, done: false }
     }
 
     /// Takes the next step, if its time has come.
     pub(crate) fn step(&mut self) -> Result<Progress, ResetError> {
-        if let Some(left) = self.due.left() {
-            return Ok(Progress::Wait(left));
-        }
         let Some(physical) = get() else {
             return Ok(Progress::Done);
         };
-        let progress = self.reset.step(&physical.config, &physical.found)?;
-        match progress {
-            Progress::Wait(milliseconds) => self.due.after(milliseconds),
-            Progress::Done => self.done = true,
-        }
+        let now = sched::uptime();
+        let progress = self.reset.step(&physical.config, &physical.found, now)?;
+        self.done = progress == Progress::Done;
         Ok(progress)
     }
 

@@ -17,6 +17,7 @@ use arch::context::Stage1;
 use arch::frame::Frame;
 use arch::{asm, gic, sysreg};
 use core::sync::atomic::Ordering;
+use core::time::Duration;
 use kernel::placement::{self, Load};
 
 /// How many priorities there are: 0 to 15, the higher runs first.
@@ -600,20 +601,9 @@ pub(crate) fn now() -> u64 {
     sysreg::read!("cntpct_el0")
 }
 
-/// The time at which something goes on. Who carries it on may come sooner.
-#[derive(Default)]
-pub(crate) struct Due(u64);
-
-impl Due {
-    /// Sets it to so many milliseconds from now.
-    pub(crate) fn after(&mut self, milliseconds: u32) {
-        self.0 = now() + machine::get().ticks(u64::from(milliseconds) * 1000);
-    }
-
-    /// Returns how many milliseconds are left; `None` if it has come.
-    pub(crate) fn left(&self) -> Option<u32> {
-        let left = self.0.checked_sub(now()).filter(|left| *left > 0)?;
-        let milliseconds = (left * 1000).div_ceil(machine::get().frequency);
-        Some(u32::try_from(milliseconds).unwrap_or(u32::MAX))
-    }
+/// Returns the physical counter as a time.
+pub(crate) fn uptime() -> Duration {
+    let (ticks, frequency) = (now(), machine::get().frequency);
+    let nanoseconds = ticks % frequency * 1_000_000_000 / frequency;
+    Duration::from_secs(ticks / frequency) + Duration::from_nanos(nanoseconds)
 }

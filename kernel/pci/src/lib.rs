@@ -36,7 +36,7 @@ pub use intx::{InterruptMap, Pin, Widths, Wire, probe_pin};
 pub use map::{MapError, RidMap};
 pub use owners::{ClaimError, Claimed, Owner, Owners, Wish};
 pub use place::{HostBridge, Window};
-pub use reset::{Method, Progress, Reset, ResetError};
+pub use reset::{Method, Progress, Reset, ResetError, milliseconds_up};
 pub use sriov::{Sriov, Virtual, VirtualProblem, Wanted};
 
 /// There is no memory to note what was found.

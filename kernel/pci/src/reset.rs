@@ -1,7 +1,8 @@
 //! Reset: back to the state of power-on, before a function is given and after it is taken back.
 //!
 //! A reset takes tens to hundreds of milliseconds, most of them spent waiting. So it is a machine of
-//! steps, each of which says how long to wait until the next one.
+//! steps, each of which says how long to wait until the next one. Who comes sooner is sent away: nothing
+//! is touched before its time.
 //!
 //! ```text
 //!   Quiet --> Pending --> initiate --> Held --> Link --> Ready --> Verify --> done
@@ -14,6 +15,7 @@
 
 use core::fmt;
 use core::ops::Range;
+use core::time::Duration;
 
 use vpci::{Offset, Sbdf};
 
@@ -100,7 +102,7 @@ const PENDING: u32 = 100;
 const AFTER_RESET: u32 = 100;
 /// After the reset of a conventional bus: 2^25 clocks of 33 MHz (PCI Local Bus Specification 3.0,
 /// section 4.3.2, T_rhfa).
-const AFTER_CONVENTIONAL_RESET: u32 = 1000;
+const AFTER_CONVENTIONAL_RESET: u32 = 1017;
 /// How long a bus is held in reset: T_rst is a millisecond.
 const BUS_RESET: u32 = 2;
 /// Between D3hot and D0 (section 5.9).
@@ -125,6 +127,8 @@ pub struct Reset {
     method: Method,
     affected: Range<usize>,
     stage: Stage,
+    /// When the next step may be taken.
+    due: Duration,
 }
 
 impl Hierarchy {
@@ -181,13 +185,32 @@ impl Hierarchy {
             method,
             affected,
             stage: Stage::Quiet,
+            due: Duration::ZERO,
         }
     }
 }
 
 impl Reset {
-    /// Takes the next step. `found` is the hierarchy that the reset was started on.
+    /// Takes the next step, if its time has come. `found` is the hierarchy that the reset was started on,
+    /// and `now` the time since whatever it was at the first step.
     pub fn step<C: ConfigSpace + ?Sized>(
+        &mut self,
+        config: &C,
+        found: &Hierarchy,
+        now: Duration,
+    ) -> Result<Progress, ResetError> {
+        let left = self.due.saturating_sub(now);
+        if !left.is_zero() {
+            return Ok(Progress::Wait(milliseconds_up(left)));
+        }
+        let progress = self.advance(config, found)?;
+        if let Progress::Wait(milliseconds) = progress {
+            self.due = now.saturating_add(Duration::from_millis(milliseconds.into()));
+        }
+        Ok(progress)
+    }
+
+    fn advance<C: ConfigSpace + ?Sized>(
         &mut self,
         config: &C,
         found: &Hierarchy,
@@ -203,7 +226,7 @@ impl Reset {
                     function.write16(header::COMMAND, header::COMMAND_SILENT);
                 }
                 self.stage = Stage::Pending { waited: 0 };
-                self.step(config, found)
+                self.advance(config, found)
             }
             Stage::Pending { waited }
                 if waited < PENDING && self.pending(config, found).is_some() =>
@@ -228,8 +251,10 @@ impl Reset {
         found: &Hierarchy,
         mut wait: impl FnMut(u32),
     ) -> Result<(), ResetError> {
-        while let Progress::Wait(milliseconds) = self.step(config, found)? {
+        let mut now = Duration::ZERO;
+        while let Progress::Wait(milliseconds) = self.step(config, found, now)? {
             wait(milliseconds);
+            now = now.saturating_add(Duration::from_millis(milliseconds.into()));
         }
         Ok(())
     }
@@ -440,6 +465,11 @@ impl Reset {
         };
         Ok(Progress::Wait(POLL))
     }
+}
+
+/// Returns how many whole milliseconds a time takes at most.
+pub fn milliseconds_up(time: Duration) -> u32 {
+    u32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }
 
 /// Returns where a port's PCI Express capability is, if it tells whether the link is up.

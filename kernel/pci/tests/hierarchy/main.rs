@@ -5,11 +5,13 @@ mod random;
 mod simulation;
 mod sriov;
 
+use std::time::Duration;
+
 use pci::{
     Device, Groups, Header, Hierarchy, HostBridge, Method, PortKind, Problem, Progress, Reason,
     ResetError, RidMap, Window, enumerate,
 };
-use simulation::{Machine, Node};
+use simulation::{Machine, Node, now, time, wait};
 use vpci::{BarIndex, BarKind, BusAddress, BusRange, Offset, Sbdf};
 
 fn bar(index: u8) -> BarIndex {
@@ -779,7 +781,7 @@ fn a_reset_leaves_a_function_quiet_and_where_it_was() {
         ("00:03.0", 20),
         ("01:00.1", 102),
         ("04:00.0", 102),
-        ("05:01.0", 1002),
+        ("05:01.0", 1019),
     ] {
         let index = found.position(name(sbdf)).expect("found");
         let method = found.reset_method(index, |_| true).expect("a reset");
@@ -790,7 +792,10 @@ fn a_reset_leaves_a_function_quiet_and_where_it_was() {
         let mut waited = 0;
         found
             .reset(index, method)
-            .run(&machine, &found, |milliseconds| waited += milliseconds)
+            .run(&machine, &found, |milliseconds| {
+                wait(milliseconds);
+                waited += milliseconds;
+            })
             .unwrap_or_else(|error| panic!("{sbdf}: {error:?}"));
         assert!(
             waited >= least && waited < least + 200,
@@ -885,14 +890,64 @@ fn a_pin_is_silent_while_nobody_drives_its_function() {
             node.space[0x54 + 0x0a] |= if express { 0x20 } else { 0 };
         });
         let mut reset = found.reset(index, method);
-        let first = reset.step(&machine, &found);
+        let first = reset.step(&machine, &found, time());
         assert!(matches!(first, Ok(Progress::Wait(_))), "{sbdf}");
         if express {
             assert_eq!(command(sbdf), Some(0x400), "{sbdf} before its reset");
             machine.at(name(sbdf), |node| node.space[0x54 + 0x0a] &= !0x20);
         }
-        reset.run(&machine, &found, |_| {}).expect("it is reset");
+        reset.run(&machine, &found, wait).expect("it is reset");
         assert_eq!(command(sbdf), Some(0x400), "{sbdf} after its reset");
+    }
+}
+
+/// Whoever carries a reset on may come at any time, and as often as he likes: the simulated functions
+/// object if they are accessed before the specifications let them be.
+#[test]
+#[rustfmt::skip]
+fn a_reset_that_is_looked_at_too_early_waits() {
+    let cases = [
+        // how,                     the machine,                                                      function,  least
+        ("function level reset",    ((1, 0), nvme()),                                                 "00:01.0", 100),
+        ("advanced features",       ((1, 0), edu().advanced_reset()),                                 "00:01.0", 100),
+        ("power states",            ((1, 0), virtio().power(false)),                                  "00:01.0", 20),
+        ("the bus below a port",    ((1, 0), root_port().with(0, 0, edu())),                          "01:00.0", 101),
+        ("the same with its link",  ((1, 0), root_port().link(3).with(0, 0, edu())),                  "01:00.0", 131),
+        ("a bus below a switch",    ((1, 0), root_port().with(0, 0, upstream().with(0, 0, downstream().with(0, 0, edu())))),
+                                                                                                      "03:00.0", 101),
+        ("a conventional bus",      ((1, 0), Node::bridge(1, 1).with(1, 0, edu())),                   "01:01.0", 1007),
+    ];
+    for (how, node, sbdf, least) in cases {
+        let machine = Machine::new(0, vec![node]);
+        let found = enumerate(&machine, &host()).expect("memory");
+        let index = found.position(name(sbdf)).expect("found");
+        let method = found.reset_method(index, |_| true).expect("a reset");
+        let mut reset = found.reset(index, method);
+        let start = now();
+        let mut due = start;
+        loop {
+            let accesses = machine.accesses.get();
+            let progress = reset.step(&machine, &found, time()).unwrap_or_else(|error| panic!("{how}: {error}"));
+            if now() < due {
+                assert_eq!(progress, Progress::Wait(due - now()), "{how}");
+                assert_eq!(machine.accesses.get(), accesses, "{how}: it is touched before its time");
+            }
+            match progress {
+                Progress::Wait(milliseconds) => due = now() + milliseconds,
+                Progress::Done => break,
+            }
+            // Twice at the same time, too.
+            if machine.accesses.get() == accesses {
+                wait(1);
+            }
+        }
+        let waited = now() - start;
+        assert!(waited >= least && waited <= least + 40, "{how}: {waited} ms");
+        assert_eq!(machine.at(name(sbdf), |node| node.resets), Some(1), "{how}");
+    }
+    // What is left is rounded up, so that who comes back then does not come in vain.
+    for (nanoseconds, milliseconds) in [(0, 0), (1, 1), (999_999, 1), (1_000_000, 1), (1_000_001, 2), (u64::MAX, u32::MAX)] {
+        assert_eq!(pci::milliseconds_up(Duration::from_nanos(nanoseconds)), milliseconds);
     }
 }
 
@@ -904,7 +959,10 @@ fn a_function_that_stays_away_is_reported() {
     let mut waited = 0;
     let result = found
         .reset(0, method)
-        .run(&machine, &found, |milliseconds| waited += milliseconds);
+        .run(&machine, &found, |milliseconds| {
+            wait(milliseconds);
+            waited += milliseconds;
+        });
     assert_eq!(result, Err(ResetError::NotReady(name("00:01.0"))));
     assert_eq!(waited, 1100);
     // One that waits for completions forever is reset all the same, and then has nothing to wait for.
@@ -914,11 +972,17 @@ fn a_function_that_stays_away_is_reported() {
     let found = enumerate(&machine, &host()).expect("memory");
     machine.at(name("00:01.0"), pending);
     let mut reset = found.reset(0, method);
+    let mut step = |expected| {
+        assert_eq!(reset.step(&machine, &found, time()), Ok(expected));
+        if let Progress::Wait(milliseconds) = expected {
+            wait(milliseconds);
+        }
+    };
     for _ in 0..10 {
-        assert_eq!(reset.step(&machine, &found), Ok(Progress::Wait(10)));
+        step(Progress::Wait(10));
     }
-    assert_eq!(reset.step(&machine, &found), Ok(Progress::Wait(100)));
-    assert_eq!(reset.step(&machine, &found), Ok(Progress::Done));
+    step(Progress::Wait(100));
+    step(Progress::Done);
 }
 
 /// What a function may do in place of a reset, and what is found to be wrong with it then.
@@ -952,7 +1016,7 @@ fn a_reset_is_verified() {
             let index = found.position(own).expect("found");
             let method = found.reset_method(index, |_| true).expect("a reset");
             assert_eq!(flr, matches!(method, Method::FunctionLevel(_)));
-            let result = found.reset(index, method).run(&machine, &found, |_| {});
+            let result = found.reset(index, method).run(&machine, &found, wait);
             assert_eq!(result.err(), expected, "{what}, FLR {flr}");
         }
     }
@@ -978,7 +1042,7 @@ fn what_is_between_is_verified_too() {
         let found = enumerate(&machine, &host()).expect("memory");
         let index = found.position(name("01:00.0")).expect("the switch");
         let reset = found.reset(index, Method::SecondaryBus(name("00:01.0")));
-        let result = reset.run(&machine, &found, |_| {});
+        let result = reset.run(&machine, &found, wait);
         assert_eq!(result.err(), expected, "{what}");
     }
 }
@@ -998,7 +1062,10 @@ fn a_link_that_comes_up_late_is_waited_for() {
         let mut waited = 0;
         let result = found
             .reset(index, method)
-            .run(&machine, &found, |milliseconds| waited += milliseconds);
+            .run(&machine, &found, |milliseconds| {
+                wait(milliseconds);
+                waited += milliseconds;
+            });
         assert_eq!(result.map(|()| waited), expected, "{looks}");
     }
 }

@@ -1,6 +1,6 @@
 //! Who may have what: groups, and resets that take others along.
 
-use super::simulation::{Machine, Node};
+use super::simulation::{Machine, Node, wait};
 use super::{downstream, edu, host, name, nvme, root_port, upstream};
 use pci::{
     ClaimError, Groups, Hierarchy, Method, Owner, Owners, Reason, ResetError, Wish, enumerate,
@@ -98,7 +98,7 @@ impl Table {
     fn end(&mut self, index: usize, method: Option<Method>, expected: Result<(), ResetError>) {
         let Some(method) = method else { return };
         let reset = self.found.reset(index, method);
-        let result = reset.clone().run(&self.machine, &self.found, |_| {});
+        let result = reset.clone().run(&self.machine, &self.found, wait);
         assert_eq!(result, expected);
         self.owners.end_reset(&self.found, &reset, result.is_ok());
     }

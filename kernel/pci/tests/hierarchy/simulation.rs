@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::time::Duration;
 
 use pci::ConfigSpace;
 use vpci::{Offset, Sbdf, Size};
@@ -23,6 +24,11 @@ pub(crate) fn wait(milliseconds: u32) {
 /// Returns how much time has passed.
 pub(crate) fn now() -> u32 {
     CLOCK.get()
+}
+
+/// Returns the same as a reset takes it.
+pub(crate) fn time() -> Duration {
+    Duration::from_millis(now().into())
 }
 
 /// The virtual functions of a function.
@@ -62,6 +68,10 @@ pub(crate) struct Node {
     /// Looks at Link Status after a reset of the bus below, until the link is up.
     link: u32,
     link_down: u32,
+    /// When it may be accessed again, after it or the bus that it is on was reset.
+    ready_at: u32,
+    /// Since when the bus below is in reset.
+    held_since: u32,
     /// How often it was reset.
     pub(crate) resets: u32,
     vfs: Option<Vfs>,
@@ -95,6 +105,8 @@ impl Node {
             broken: None,
             link: 0,
             link_down: 0,
+            ready_at: 0,
+            held_since: 0,
             resets: 0,
             vfs: None,
         };
@@ -422,6 +434,31 @@ impl Node {
         self.below.iter_mut().for_each(|(_, node)| node.reset());
     }
 
+    /// Nobody may access it, nor what is below it, before that.
+    fn wait_until(&mut self, time: u32) {
+        self.ready_at = time;
+        let below = self.below.iter_mut();
+        below.for_each(|(_, node)| node.wait_until(time));
+    }
+
+    fn look_at_the_clock(&self) {
+        let id = self.dword(0);
+        assert!(now() >= self.ready_at, "{id:08x} is accessed too early");
+    }
+
+    /// Returns how long after the reset of the bus below nothing there may be accessed: 100 ms on a link
+    /// (PCIe 6.0, 6.6.1), T_rhfa on a conventional bus (PCI 3.0, 4.3.2: 2^25 clocks, of 30 ns at best).
+    fn recovery(&self) -> u32 {
+        match self.kind() {
+            Some(4..=6) => 100,
+            _ => 1007,
+        }
+    }
+
+    fn reports_link(&self) -> bool {
+        self.kind().is_some() && self.space[self.express_at() + 0x0e] & 0x10 != 0
+    }
+
     pub(crate) fn word(&self, offset: usize) -> u16 {
         u16::from_le_bytes([self.space[offset], self.space[offset + 1]])
     }
@@ -431,6 +468,7 @@ impl Node {
     }
 
     fn read(&mut self, offset: usize, size: usize) -> u32 {
+        self.look_at_the_clock();
         if self.silent > 0 {
             self.silent -= 1;
             return if offset == 0 { 0xffff_0001 } else { u32::MAX };
@@ -439,12 +477,21 @@ impl Node {
             self.link_down -= 1;
             return 0;
         }
+        // The time counts from where the link is known to be up.
+        if self.reports_link() && offset == self.express_at() + 0x12 {
+            let time = now() + self.recovery();
+            let below = self.below.iter_mut().map(|(_, node)| node);
+            below
+                .filter(|node| node.ready_at == u32::MAX)
+                .for_each(|node| node.wait_until(time));
+        }
         (0..size)
             .map(|i| u32::from(self.space[offset + i]) << (8 * i))
             .sum()
     }
 
     fn write(&mut self, offset: usize, size: usize, value: u32) {
+        self.look_at_the_clock();
         if self.silent > 0 {
             return;
         }
@@ -468,6 +515,12 @@ impl Node {
             if written == wanted && (wanted != 0 || old[at] & mask == mask) {
                 self.reset();
             }
+            // After function level reset (PCIe 6.0, 6.6.2), and between D3hot and D0 (5.9).
+            if written == wanted {
+                self.wait_until(now() + if wanted == 0 { 10 } else { 100 });
+            } else if wanted == 0 && written == mask {
+                self.wait_until(now() + 10);
+            }
         }
         if self.space[0x0e] & 0x7f == 1
             && in_access(0x3e)
@@ -475,7 +528,25 @@ impl Node {
             && old[0x3e] & 0x40 == 0
         {
             self.link_down = self.link;
+            self.held_since = now();
             self.below.iter_mut().for_each(|(_, node)| node.reset());
+        }
+        if self.space[0x0e] & 0x7f == 1
+            && in_access(0x3e)
+            && self.space[0x3e] & 0x40 == 0
+            && old[0x3e] & 0x40 != 0
+        {
+            assert!(
+                now() > self.held_since,
+                "T_rst is a millisecond (PCIe 6.0, 7.5.1.3.13)"
+            );
+            let time = if self.reports_link() {
+                u32::MAX
+            } else {
+                now() + self.recovery()
+            };
+            let below = self.below.iter_mut();
+            below.for_each(|(_, node)| node.wait_until(time));
         }
     }
 
@@ -658,6 +729,7 @@ impl ConfigSpace for Machine {
     }
 
     fn write(&self, sbdf: Sbdf, offset: Offset, size: Size, value: u32) {
+        self.accesses.set(self.accesses.get() + 1);
         assert_eq!(offset.get() % size.bytes(), 0);
         self.at(sbdf, |node| {
             node.write(offset.get().into(), size.bytes().into(), value)

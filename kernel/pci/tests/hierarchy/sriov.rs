@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::simulation::{Machine, Node, now, wait};
+use super::simulation::{Machine, Node, now, time, wait};
 use super::{device, downstream, host, host_bridge, name, nvme, root_port, upstream};
 use pci::{
     ClaimError, Groups, Hierarchy, HostBridge, Method, Owner, Owners, Problem, Progress, Reason,
@@ -324,13 +324,19 @@ fn a_reset_of_the_physical_function_brings_the_virtual_ones_back() {
     let method = found.reset_method(index, |_| false).expect("a reset");
     assert!(matches!(method, Method::FunctionLevel(_)));
     let mut reset = found.reset(index, method);
-    assert_eq!(reset.step(&machine, &found), Ok(Progress::Wait(100)));
+    assert_eq!(
+        reset.step(&machine, &found, time()),
+        Ok(Progress::Wait(100))
+    );
     assert_eq!(registers(&machine, "01:00.0").0, 0, "they are gone");
     wait(100);
-    assert_eq!(reset.step(&machine, &found), Ok(Progress::Wait(100)));
+    assert_eq!(
+        reset.step(&machine, &found, time()),
+        Ok(Progress::Wait(100))
+    );
     assert_eq!(registers(&machine, "01:00.0"), before, "and come back");
     wait(100);
-    assert_eq!(reset.step(&machine, &found), Ok(Progress::Done));
+    assert_eq!(reset.step(&machine, &found, time()), Ok(Progress::Done));
     assert!(
         machine
             .at(name("01:10.2"), |vf| vf.word(0) == 0xffff)
