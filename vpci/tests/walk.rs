@@ -4,7 +4,7 @@
 mod machine;
 
 use machine::{DOORBELL, E1000E, HIGH, LOW, Machine, NVME, ODD};
-use vpci::{BarIndex, Message};
+use vpci::{BarIndex, Change, ConfigAccess, Message, Offset, Size};
 
 /// Registers of a type 0 header, as Linux names them.
 const VENDOR_ID: u64 = 0x00;
@@ -205,6 +205,25 @@ fn a_bar_is_mapped_where_it_is_put_while_decode_is_on() {
     machine.write(nvme + COMMAND, 2, 0);
     assert!(machine.stage2.is_empty());
     assert!(!machine.functions[0].bus_master);
+}
+
+/// A guest sizes and sets all its BARs with decode off: each write would be a look at all of them.
+#[test]
+fn a_bar_that_is_moved_with_decode_off_is_nothing_for_the_kernel() {
+    let mut machine = Machine::new();
+    machine.assign("00:01.0", &NVME);
+    let function = &mut machine.functions[0].function;
+    let at = |offset, bytes| {
+        let (offset, size) = (
+            Offset::new(offset).unwrap(),
+            Size::from_bytes(bytes).unwrap(),
+        );
+        ConfigAccess::new("00:01.0".parse().unwrap(), offset, size).unwrap()
+    };
+    let bar = at(0x10, 4);
+    assert_eq!(function.write(bar, 0x1040_0000), Change::None);
+    assert_eq!(function.write(at(0x04, 2), 2), Change::Effects);
+    assert_eq!(function.write(bar, 0x1050_0000), Change::Effects);
 }
 
 #[test]
@@ -433,6 +452,9 @@ fn a_function_in_d3_decodes_nothing_and_masters_nothing() {
     machine.write(nvme + 0x64, 2, 1);
     assert_eq!(read(&machine, nvme + 0x64, 2), 0x0b, "D1 is not offered");
     machine.write(nvme + 0x64, 2, 0);
+    assert_eq!(read(&machine, nvme + 0x64, 2), 0x08);
+    machine.write(nvme + 0x64, 2, 2);
+    assert_eq!(read(&machine, nvme + 0x64, 2), 0x08, "nor is D2");
     assert!(!machine.stage2.is_empty() && machine.functions[0].bus_master);
     assert!(machine.functions[0].intx);
 }
