@@ -869,27 +869,13 @@ impl Physical {
         })
     }
 
-    /// Returns how many vectors a function can have, whichever of MSI and MSI-X it is to use.
+    /// Returns how many vectors a function can have, as it said when it was found.
     pub(crate) fn vectors(&self, index: usize) -> u32 {
         let device = &self.found.devices()[index];
-        if !matches!(device.header, Header::Endpoint) {
-            return 0;
+        match device.header {
+            Header::Endpoint => device.capabilities.vectors.into(),
+            Header::Bridge(_) | Header::Other(_) => 0,
         }
-        let config = pci::Function::new(&self.config, device.sbdf);
-        let control = |capability: Offset| {
-            let offset = Offset::in_function(u64::from(capability.get()) + 2);
-            PhysicalConfig::read(&config, offset, Size::Two)
-        };
-        // Multiple Message Capable, where 6 and 7 are reserved (7.7.1.2); Table Size (7.7.2.2).
-        let msi = device
-            .capabilities
-            .msi
-            .map_or(0, |offset| 1 << (control(offset) >> 1 & 7).min(5));
-        let msix = device
-            .capabilities
-            .msix
-            .map_or(0, |offset| (control(offset) & 0x7ff) + 1);
-        msi.max(msix)
     }
 
     /// Makes the tables through which a domain's devices reach its memory, and the doorbell: whichever

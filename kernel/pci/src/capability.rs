@@ -31,6 +31,8 @@ pub struct Capabilities {
     pub express: Option<Offset>,
     /// MSI-X (11h).
     pub msix: Option<Offset>,
+    /// How many vectors it can have, whichever of MSI and MSI-X is used.
+    pub vectors: u16,
     /// Advanced features of conventional PCI (13h).
     pub advanced: Option<Offset>,
     /// Whether these can reset it.
@@ -65,6 +67,11 @@ impl Capabilities {
             let control = function.read16(offset.get() + POWER_CONTROL);
             found.power_reset = control & NO_SOFT_RESET == 0;
         }
+        let control = |offset: Offset| function.read16(offset.get() + 2);
+        // Multiple Message Capable, where 6 and 7 are reserved (7.7.1.2); Table Size (7.7.2.2).
+        let by_msi = found.msi.map_or(0, |at| 1 << (control(at) >> 1 & 7).min(5));
+        let by_msix = found.msix.map_or(0, |at| (control(at) & 0x7ff) + 1);
+        found.vectors = by_msix.max(by_msi);
         if let Some(offset) = found.advanced {
             found.advanced_reset = function.read8(offset.get() + 3) & ADVANCED_RESET != 0;
         }

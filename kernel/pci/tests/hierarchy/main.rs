@@ -191,6 +191,15 @@ fn what_a_function_is_can_be_read_off() {
     assert_eq!(nvme.capabilities.power, Offset::new(0x4c));
     assert_eq!(nvme.capabilities.express, Offset::new(0x54));
     assert_eq!(nvme.capabilities.msi, None);
+    let vectors = |sbdf| device(&found, sbdf).capabilities.vectors;
+    let expected = [
+        ("01:00.0", 4), // MSI-X
+        ("05:00.0", 1), // MSI
+        ("00:1f.1", 0),
+    ];
+    for (sbdf, count) in expected {
+        assert_eq!(vectors(sbdf), count, "{sbdf}");
+    }
     let port = device(&found, "00:02.0");
     assert_eq!(
         (port.port(), port.capabilities.acs),
@@ -812,6 +821,30 @@ fn a_reset_leaves_a_function_quiet_and_where_it_was() {
         }
     }
     check_placement(&machine, &found, &host());
+}
+
+#[test]
+fn a_function_has_as_many_vectors_as_the_larger_of_its_capabilities() {
+    let both = |msi: u8, msix: u8| {
+        let node = Node::endpoint(1, 2, 0).msi().msix();
+        node.left(0x42, &[msi]).left(0x52, &[msix, 0])
+    };
+    #[rustfmt::skip]
+    let cases = [
+        // Message Control of MSI and of MSI-X, vectors
+        (0x80, 0x00, 1),
+        (0x84, 0x00, 4),
+        (0x8a, 0x1f, 32),
+        (0x8a, 0x20, 33),
+        (0x8e, 0x00, 32), // reserved
+    ];
+    for (msi, msix, expected) in cases {
+        let machine = Machine::new(0, vec![((1, 0), both(msi, msix))]);
+        let found = enumerate(&machine, &host()).expect("memory");
+        let capabilities = device(&found, "00:01.0").capabilities;
+        assert_eq!(capabilities.msix, Offset::new(0x50));
+        assert_eq!(capabilities.vectors, expected, "{msi:#x} {msix:#x}");
+    }
 }
 
 /// Requests of phantom functions carry the names of other functions (section 2.2.6.2), which may be there.
