@@ -140,8 +140,10 @@ pub struct Bus<V> {
     reach: Box<[Option<Reach>; COUNT]>,
     /// By name.
     buses: Box<[Functions<V>; COUNT]>,
-    /// In the order of their slots.
+    /// In the order in which they were added.
     ports: Vec<Link>,
+    /// By the name of the bus below, which of them leads there.
+    links: Box<[Option<u8>; COUNT]>,
     /// What device models' functions below ports have claimed.
     claims: Claims<V>,
     /// The bridge's windows, and who decodes what in them.
@@ -163,6 +165,7 @@ impl<V: Copy + Eq> Bus<V> {
             reach: table(|| None)?,
             buses: table(|| None)?,
             ports: Vec::new(),
+            links: table(|| None)?,
             claims: Claims::new(),
             memory: MemoryMap::new(),
         };
@@ -283,16 +286,16 @@ impl<V: Copy + Eq> Bus<V> {
             })
     }
 
-    /// Returns the buses below ports, by name and in the order of the ports.
+    /// Returns the buses below ports, by name and in order.
     pub fn buses_below_ports(&self) -> impl Iterator<Item = u8> {
-        self.ports.iter().map(|link| link.bus)
+        let links = (0..=u8::MAX).zip(self.links.iter());
+        links.filter_map(|(bus, link)| link.map(|_| bus))
     }
 
-    /// Returns the next bus below a port, by their names, behind `after`.
+    /// Returns the next of them behind `after`.
     #[must_use]
     pub fn next_bus(&self, after: Option<u8>) -> Option<u8> {
-        let behind = self.buses_below_ports().filter(|bus| Some(*bus) > after);
-        behind.min()
+        self.buses_below_ports().find(|bus| Some(*bus) > after)
     }
 
     /// Puts a root port at `slot`, and a bus below it that has the name `bus`. With `ari` the port can
@@ -313,9 +316,12 @@ impl<V: Copy + Eq> Bus<V> {
         }
         self.ports.try_reserve(1).map_err(|_| BusError::NoMemory)?;
         self.put(slot, Owner::Port(bus))?;
-        let index = self.ports.partition_point(|link| link.slot < slot);
+        if let Some(link) = self.links.get_mut(usize::from(bus)) {
+            // Each has a slot of its own on the root bus, of which there are no more.
+            *link = u8::try_from(self.ports.len()).ok();
+        }
         let port = Port::new(slot.device_function(), ari);
-        self.ports.insert(index, Link { slot, bus, port });
+        self.ports.push(Link { slot, bus, port });
         self.find_buses();
         Ok(())
     }
@@ -474,8 +480,16 @@ impl<V: Copy + Eq> Bus<V> {
     /// Works out where each bus number leads.
     fn find_buses(&mut self) {
         self.reach.fill(None);
+        let root = self.buses.get(usize::from(self.first));
+        let root = root.and_then(|root| root.as_deref()).into_iter();
         // The first port has the last word.
-        for link in self.ports.iter().rev() {
+        for owner in root.flatten().rev() {
+            let Some(Owner::Port(bus)) = *owner else {
+                continue;
+            };
+            let Some(link) = find(&self.links, &self.ports, bus) else {
+                continue;
+            };
             let (secondary, subordinate) = link.port.buses();
             let (first, last) = (usize::from(secondary), usize::from(subordinate));
             let Some(claimed) = self.reach.get_mut(first..=last) else {
@@ -515,11 +529,12 @@ impl<V: Copy + Eq> Bus<V> {
     }
 
     fn link(&self, bus: u8) -> Option<&Link> {
-        self.ports.iter().find(|link| link.bus == bus)
+        find(&self.links, &self.ports, bus)
     }
 
     fn link_mut(&mut self, bus: u8) -> Option<&mut Link> {
-        self.ports.iter_mut().find(|link| link.bus == bus)
+        let index = (*self.links.get(usize::from(bus))?)?;
+        self.ports.get_mut(usize::from(index))
     }
 
     /// Returns the places of the functions of one device in the table of their bus. Below a port there
@@ -534,6 +549,11 @@ impl<V: Copy + Eq> Bus<V> {
             .is_some_and(|link| link.port.has_ari());
         0..if ari { COUNT } else { Sbdf::FUNCTIONS.into() }
     }
+}
+
+/// Returns the port above the bus of that name.
+fn find<'a>(links: &[Option<u8>; COUNT], ports: &'a [Link], bus: u8) -> Option<&'a Link> {
+    ports.get(usize::from((*links.get(usize::from(bus))?)?))
 }
 
 /// Makes a table of empty places.
@@ -750,7 +770,7 @@ mod tests {
         for (slot, below) in [("00:1c.0", 9), ("00:02.0", 255), ("00:1d.0", 4)] {
             bus.add_port(name(slot), below, false).unwrap();
         }
-        assert!(bus.buses_below_ports().eq([255, 9, 4]), "by ports");
+        assert!(bus.buses_below_ports().eq([4, 9, 255]));
         #[rustfmt::skip]
         let cases = [
             (None, Some(4)), (Some(0), Some(4)), (Some(3), Some(4)), (Some(4), Some(9)),
