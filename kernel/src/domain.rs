@@ -223,7 +223,7 @@ impl Memory {
                 .map_err(|_| MakeError::NoMemory("its memory"))?;
             let run = memory::allocate_extent(len - done, BLOCK_2M)
                 .ok_or(MakeError::NoMemory("its memory"))?;
-            memory::zero(run);
+            memory::zero_for_domain(run);
             let at = self
                 .extents
                 .partition_point(|extent| extent.ipa < ipa + done);
@@ -596,6 +596,12 @@ impl Domain {
     /// Says that a vCPU waits for room on the terminal.
     pub(crate) fn wait_for_terminal(&self) {
         self.waits_for_terminal.store(true, Ordering::Relaxed);
+    }
+
+    /// Has `clean_some` begin anew.
+    pub(crate) fn clean_all_again(&self) {
+        // Relaxed: no vCPU runs.
+        self.cleaned.store(0, Ordering::Relaxed);
     }
 
     /// Cleans and invalidates a part of the domain's memory to the point of coherency, going on where

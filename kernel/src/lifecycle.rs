@@ -45,7 +45,13 @@ pub(crate) enum Then {
     Off,
     /// It starts again: it asked for that.
     Reset,
+    /// The same, and nothing of what it was is in a cache any more.
+    Start,
 }
+
+/// How long the rest of the pCPU's vCPUs may run, at least, between two parts of a domain's memory that are
+/// cleaned, in milliseconds.
+const CLEAN_AGAIN: u32 = 1;
 
 /// How long a device model that starts again waits for its targets to let go of the instance before, in
 /// milliseconds.
@@ -168,6 +174,7 @@ fn stopped(domain: &Domain, then: Then) {
     domain.serving.detach();
     if then == Then::Reset {
         info!("domain {} resets", domain.name());
+        domain.clean_all_again();
     }
     let resets = domain.pci.as_ref().map(|bus| bus.lock().reset(&domain));
     *domain.resets.lock() = (resets.unwrap_or_default(), then);
@@ -186,6 +193,15 @@ pub(crate) fn go_on(domain: &Arc<Domain>) {
     if let Some(milliseconds) = wait.into_iter().chain(control).min() {
         sched::sleep(&domain.reference(0), milliseconds);
         return;
+    }
+    if then == Then::Reset {
+        // It starts with its MMU off, as after a reset of a machine: nothing that it had in a cache may be
+        // written back over what it then puts there.
+        if !domain.clean_some() {
+            sched::sleep(&domain.reference(0), CLEAN_AGAIN);
+            return;
+        }
+        domain.resets.lock().1 = Then::Start;
     }
     domain.interrupts.reset();
     domain.with_uart(|uart| *uart = Uart::default());

@@ -288,7 +288,7 @@ pub(crate) fn link(
         let shape = Layout::new(slots, POSTED).map_err(|_| LinkError::NoMemory)?;
         let bytes = shape.page_bytes(size(PAGE_SIZE)) as u64;
         let run = memory::allocate_run(bytes, PAGE_SIZE).ok_or(LinkError::NoMemory)?;
-        memory::zero(run);
+        memory::zero_for_domain(run);
         // SAFETY: RAM that EL2 maps at its PA, zeroed, which is never freed: the ring lives as long
         // as the machine. Lines are atomics, for which any bytes are valid.
         let lines = unsafe {
