@@ -134,13 +134,17 @@ impl<B: Bus> Distributor<B> {
     /// Puts all shared interrupts into Group 1, disabled, inactive, not pending, level, of normal
     /// priority and routed to `boot`, and turns the distributor on with affinity routing.
     pub fn init(&mut self, boot: Affinity) -> Result<(), Error> {
-        // Affinity routing must not change while a group is enabled (12.9).
-        GICD_CTLR.set(&self.bus, 0);
+        // Affinity routing must not be turned on while a group is enabled, nor off ever (12.9.4).
+        let routing = GICD_CTLR.read(&self.bus).read(CTLR::ARE);
+        GICD_CTLR.write(&self.bus, CTLR::ARE.val(routing));
         self.wait()?;
         let (shared, extended) = self.limits();
+        // What an interrupt is like must not change while it is enabled (12.9, GICD_ICFGR).
+        self.disable_bank(&SHARED, 32, shared);
+        self.disable_bank(&EXTENDED, 0, extended);
+        self.wait()?;
         self.reset_bank(&SHARED, 32, shared);
         self.reset_bank(&EXTENDED, 0, extended);
-        self.wait()?;
         GICD_CTLR.write(&self.bus, CTLR::ARE::SET);
         self.wait()?;
         self.route_bank(&SHARED, 32, shared, boot);
@@ -149,9 +153,14 @@ impl<B: Bus> Distributor<B> {
         self.wait()
     }
 
-    fn reset_bank(&self, bank: &Bank, from: usize, to: usize) {
+    fn disable_bank(&self, bank: &Bank, from: usize, to: usize) {
         for n in from / 32..to / 32 {
             bank.icenabler.nth(n).set(&self.bus, !0);
+        }
+    }
+
+    fn reset_bank(&self, bank: &Bank, from: usize, to: usize) {
+        for n in from / 32..to / 32 {
             bank.icpendr.nth(n).set(&self.bus, !0);
             bank.icactiver.nth(n).set(&self.bus, !0);
             bank.igroupr.nth(n).set(&self.bus, !0);
@@ -351,6 +360,25 @@ mod tests {
         }
         assert_eq!(bus.read32(0), 0x12);
         assert_eq!(bus.writes.borrow()[0], (0, 0));
+    }
+
+    #[test]
+    fn init_never_turns_affinity_routing_off_nor_changes_what_is_enabled() {
+        let bus = array();
+        bus.preset32(0, 0x53); // as firmware left it: both groups, ARE, DS
+        let boot = Affinity::from_mpidr(0);
+        Distributor::new(&bus).unwrap().init(boot).unwrap();
+        let writes = bus.writes.borrow();
+        let control = writes.iter().filter(|(register, _)| *register == 0);
+        let control: Vec<u64> = control.map(|(_, value)| *value).collect();
+        assert_eq!(control, [0x10, 0x10, 0x12]);
+        let place = |of: fn(&usize) -> bool| writes.iter().position(|(register, _)| of(register));
+        let last = |of: fn(&usize) -> bool| writes.iter().rposition(|(register, _)| of(register));
+        let disabled = last(|at| (0x180..0x200).contains(at) || (0x1400..0x1600).contains(at));
+        let changed = place(|at| {
+            (0x80..0x100).contains(at) || (0x400..0x800).contains(at) || (0xc00..0xd00).contains(at)
+        });
+        assert!(disabled.unwrap() < changed.unwrap());
     }
 
     #[test]

@@ -178,12 +178,13 @@ impl<B: Bus> Redistributor<B> {
     pub fn init(&mut self) -> Result<(), Error> {
         self.wake()?;
         for n in 0..self.words() {
-            let sgis = if n == 0 { 0xffff } else { 0 };
             GICR_ICENABLER.nth(n).set(&self.bus, !0);
+        }
+        self.wait()?;
+        for n in 0..self.words() {
             GICR_ICACTIVER.nth(n).set(&self.bus, !0);
             GICR_ICPENDR.nth(n).set(&self.bus, !0);
             GICR_IGROUPR.nth(n).set(&self.bus, !0);
-            GICR_ISENABLER.nth(n).set(&self.bus, sgis);
         }
         for n in 0..8 * self.words() {
             let priority = if n < 4 {
@@ -194,7 +195,8 @@ impl<B: Bus> Redistributor<B> {
             let register = Reg32::<()>::at(GICR_IPRIORITYR).nth(n);
             register.set(&self.bus, priority.times_four());
         }
-        self.wait()
+        GICR_ISENABLER.set(&self.bus, 0xffff);
+        Ok(())
     }
 
     /// Wakes the redistributor up (12.11). Where only Secure software may, the register reads as
