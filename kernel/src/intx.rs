@@ -50,6 +50,33 @@ pub fn spi(devices: impl IntoIterator<Item = u8>, pin: Pin) -> u32 {
     layout::INTX_SPI + devices.into_iter().fold(pin, Pin::across).index()
 }
 
+/// How often in a row a line is found high with nobody asserting it until it is stuck. A message that
+/// lowers it may be on its way, or a guest may lower and raise it in between: but not always.
+const PATIENCE: u32 = 100;
+
+/// Whether a line of the machine is stuck: it stays high, though no function that a domain has asserts it.
+#[derive(Debug, Default)]
+pub struct Unclaimed(u32);
+
+impl Unclaimed {
+    /// Takes note of an interrupt: whether some function asserted the line, and whether the line is high
+    /// once all that did are silenced. Returns whether that was once too often: the line is to be turned
+    /// off, which is said once.
+    pub fn interrupted(&mut self, claimed: bool, is_high: bool) -> bool {
+        self.0 = if claimed || !is_high {
+            0
+        } else {
+            self.0.saturating_add(1)
+        };
+        self.0 == PATIENCE
+    }
+
+    /// Begins anew: the line is turned on for another function.
+    pub fn forgive(&mut self) {
+        self.0 = 0;
+    }
+}
+
 /// Which of a domain's functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(usize);
@@ -441,6 +468,67 @@ mod tests {
         machine.end(3);
         assert!(!machine.line(3) && !machine.machine_line());
         assert_eq!(machine.devices[0].borrow().command, MEMORY);
+    }
+
+    /// A function may assert a line that its domain's other functions are on, and be no domain's.
+    #[test]
+    fn a_line_that_stays_high_is_given_up() {
+        let machine = Machine::new();
+        let mut unclaimed = Unclaimed::default();
+        let mut interrupt = |stranger: bool| {
+            let claimed = machine
+                .functions
+                .interrupted(7, machine.hide(), machine.drive());
+            unclaimed.interrupted(claimed, stranger || machine.machine_line())
+        };
+        // What a domain's function asserts, and what falls by itself, is no reason.
+        for _ in 0..3 {
+            for _ in 1..PATIENCE {
+                assert!(!interrupt(true));
+            }
+            machine.want(0, true);
+            assert!(!interrupt(true), "its function is silenced first");
+            machine.want(0, false);
+            machine.end(3);
+            for _ in 1..PATIENCE {
+                assert!(!interrupt(true));
+            }
+            assert!(!interrupt(false));
+        }
+        // Nor is a function that asserts its pin for good: it is silenced, and asserts nothing.
+        machine.want(1, true);
+        for _ in 0..3 * PATIENCE {
+            assert!(!interrupt(false));
+        }
+        assert!(machine.line(3) && !machine.machine_line());
+        let gives_up = (1..=3 * PATIENCE).find(|_| interrupt(true));
+        assert_eq!(gives_up, Some(PATIENCE));
+        assert!(!(0..PATIENCE).any(|_| interrupt(true)), "it is said once");
+        unclaimed.forgive();
+        assert!(!(1..PATIENCE).any(|_| unclaimed.interrupted(false, true)));
+        assert!(unclaimed.interrupted(false, true));
+    }
+
+    /// A guest that ends the interrupt without quieting its device takes it again, and nobody else's is held
+    /// up: the machine's line falls each time.
+    #[test]
+    fn a_device_that_is_never_quieted_interrupts_its_own_guest_only() {
+        let machine = Machine::new();
+        machine.want(0, true);
+        machine.settle();
+        for _ in 0..1000 {
+            assert!(machine.line(3) && !machine.machine_line());
+            machine.end(3);
+        }
+        machine.want(2, true);
+        machine.settle();
+        assert!(machine.line(5), "another guest's comes through");
+        // It is taken away as it is: nothing of it is left, and it asserts the line no more.
+        machine.functions.remove(machine.keys[0], machine.drive());
+        assert!(!machine.line(3) && machine.line(5) && !machine.machine_line());
+        assert!(machine.devices[0].borrow().wants);
+        machine.end(5);
+        assert!(!machine.line(3));
     }
 
     #[test]

@@ -13,12 +13,9 @@ use alloc::vec::Vec;
 use arch::gic::{IntId, Spi, Trigger};
 use dt::{Node, Tree};
 use kernel::fallible;
+use kernel::intx::Unclaimed;
 use pci::{Header, Hierarchy, InterruptMap, Pin, Widths};
 use spin::Mutex;
-
-/// How often in a row a line is found high with nobody asserting it until it is turned off. A message
-/// that lowers it may be on its way, or a guest may lower and raise it in between: but not always.
-const PATIENCE: u32 = 100;
 
 /// The lines, and which function is on which.
 pub(crate) struct Lines {
@@ -38,8 +35,8 @@ struct Line {
 struct Users {
     /// Domains that have functions on the line, and how many.
     domains: Vec<(Weak<Domain>, usize)>,
-    /// How often in a row nobody asserted it.
-    unclaimed: u32,
+    /// Whether it is stuck.
+    unclaimed: Unclaimed,
 }
 
 /// At boot, there is no going on without them.
@@ -130,7 +127,7 @@ impl Lines {
                 users.domains.push((Arc::downgrade(&domain), 1));
             }
         }
-        users.unclaimed = 0;
+        users.unclaimed.forgive();
         machine::get()
             .distributor
             .lock()
@@ -190,12 +187,8 @@ impl Lines {
     fn is_stuck(&self, line: usize, claimed: bool) -> bool {
         let spi = self.lines[line].spi;
         let mut users = self.lines[line].users.lock();
-        if claimed || !machine::get().distributor.lock().is_pending(spi) {
-            users.unclaimed = 0;
-            return false;
-        }
-        users.unclaimed += 1;
-        let is_stuck = users.unclaimed == PATIENCE;
+        let is_high = !claimed && machine::get().distributor.lock().is_pending(spi);
+        let is_stuck = users.unclaimed.interrupted(claimed, is_high);
         if is_stuck {
             self.turn_off(line);
             warning!(

@@ -303,7 +303,8 @@ impl Assigned {
             // SAFETY: a register of the function, which nobody has yet; it is written here only, and
             // `trapped` has none that reset keeps.
             let window = unsafe { memory::map_device(host + word.offset, 4) };
-            window.map_err(|_| AssignError::NoMemory)?.write32(0, 0);
+            let window = window.map_err(|_| AssignError::NoMemory)?;
+            Foreign::new(window).write32(0, 0);
             Ok(())
         });
         command(INTX_DISABLE);

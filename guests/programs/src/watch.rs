@@ -29,6 +29,8 @@ const IGBVF: u32 = 0x10ca_8086;
 const E1000E: u32 = 0x10d3_8086;
 /// Where all of them have a register that is never all ones: version, or status.
 const REGISTER: usize = 8;
+/// Where the NVMe has nothing, in the page of its MSI-X table.
+const BEHIND_TABLE: usize = 0x2800;
 
 /// Watches for ever, or until there is a sign.
 pub fn main(platform: &'static Platform) {
@@ -77,7 +79,13 @@ fn state(bridge: &HostBridge, function: Function, device: usize) -> &'static str
         NVME | IGB | IGBVF | E1000E => match registers.probe_read(REGISTER, Width::Word) {
             Ok(value) if value == Width::Word.ones() => "reads ones",
             Ok(_) => "works",
-            Err(fault) if fault.is_external_abort() => "aborts",
+            // Behind its MSI-X table it is EL2 that reads, where that is contained.
+            Err(fault) if fault.is_external_abort() => {
+                match registers.probe_read(BEHIND_TABLE, Width::Word) {
+                    Ok(value) if value == Width::Word.ones() => "aborts",
+                    _ => "aborts, FAILED",
+                }
+            }
             Err(_) => "FAILED",
         },
         _ => "unknown",
