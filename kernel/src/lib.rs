@@ -13,6 +13,7 @@ pub mod guest_tree;
 pub mod intx;
 pub mod layout;
 pub mod placement;
+pub mod reads;
 pub mod rescue;
 pub mod rtc;
 pub mod steps;

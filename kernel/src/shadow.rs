@@ -27,10 +27,9 @@ use crate::physical;
 use alloc::vec::Vec;
 use arch::address::{BLOCK_2M, Ipa, PAGE_SIZE, Pa};
 use arch::asm;
-use arch::table::Access;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::frames::Run;
-use kernel::{layout, size};
+use kernel::{layout, reads, size};
 use spin::Mutex;
 use vpci::{BusError, ConfigAccess, Emulated, Offset, Owner, Places, Sbdf, Size, Steadiness};
 
@@ -352,14 +351,7 @@ fn map_window(domain: &Domain) -> Option<Pa> {
     let ones = ones()?;
     let mut stage2 = domain.stage2.lock();
     let stage2 = stage2.as_mut()?;
-    for at in layout::ECAM.step_by(size(BLOCK_2M)) {
-        let frames = &mut TableFrames::for_pcpus();
-        let mapped = stage2.map(frames, Ipa::new(at), ones, BLOCK_2M, Access::READ_ONLY);
-        if mapped.is_err() {
-            // For want of a table; what is not mapped traps.
-            break;
-        }
-    }
+    reads::map_ones(stage2, &mut TableFrames::for_pcpus(), layout::ECAM, ones);
     Some(ones)
 }
 
@@ -369,23 +361,8 @@ fn put(domain: &Domain, at: Ipa, page: Option<Pa>) {
     let Some(stage2) = stage2.as_mut() else {
         return;
     };
-    let frames = &mut TableFrames::for_pcpus();
-    let now = stage2.translate(frames, at).map(|(pa, _)| pa);
-    if now == page {
-        return;
-    }
-    let tlb = physical::cpu_tlb(domain);
-    if now.is_some() && stage2.unmap(frames, &tlb, at, PAGE_SIZE).is_err() {
-        // There is no table to split the block of ones with: all of it traps.
-        let block = Ipa::new(at.get() & !(BLOCK_2M - 1));
-        let unmapped = stage2.unmap(frames, &tlb, block, BLOCK_2M);
-        assert!(unmapped.is_ok(), "a block is unmapped whole");
-        return;
-    }
-    if let Some(page) = page {
-        // On an error it traps.
-        let _ = stage2.map(frames, at, page, PAGE_SIZE, Access::READ_ONLY);
-    }
+    let (frames, tlb) = (&mut TableFrames::for_pcpus(), physical::cpu_tlb(domain));
+    reads::put(stage2, frames, &tlb, at, page);
 }
 
 /// Lets a page trap from now on, because its function asserts its interrupt pin.
