@@ -93,6 +93,8 @@ pub(crate) enum Answer {
     Elsewhere(Elsewhere),
     /// The guest asked for a reset, which takes a while.
     Resetting(Scope, Vec<Resetting>),
+    /// The access is to be made again: what it is for is in a reset.
+    Again,
 }
 
 /// What a guest resets.
@@ -213,8 +215,13 @@ impl Bus {
         access: ConfigAccess,
         value: u32,
     ) -> Answer {
+        let in_reset = |id: usize| {
+            let function = self.functions.get(id).and_then(Option::as_ref);
+            function.is_some_and(Assigned::is_resetting)
+        };
         match self.bus.route(access.sbdf()) {
             None | Some(Owner::Stub) => {}
+            Some(owner) if self.bus.must_wait(owner, in_reset) => return Answer::Again,
             Some(Owner::HostBridge) => {
                 self.bridge.write(access, value);
                 self.with_pages(domain, |pages, view| pages.show(view, access.sbdf()));
@@ -611,7 +618,7 @@ impl Bus {
                 Scope::Function(function) => function == id,
                 Scope::Bus(bus) => bus == assigned.slot().bus(),
             };
-            if was_reset {
+            if was_reset && assigned.is_resetting() {
                 assigned.enable(domain);
             }
         }
@@ -620,6 +627,11 @@ impl Bus {
                 pages.show_function(view, assigned);
             }
         });
+    }
+
+    /// Says that everything on the bus of that name is reset, device models' functions, too.
+    pub(crate) fn end_reset(&mut self, bus: u8) {
+        self.bus.end_reset(bus);
     }
 
     /// Takes the functions away from a domain that stops for good: they reach nothing, and interrupt

@@ -176,9 +176,24 @@ fn stopped(domain: &Domain, then: Then) {
         info!("domain {} resets", domain.name());
         domain.clean_all_again();
     }
+    end_resets(&domain);
     let resets = domain.pci.as_ref().map(|bus| bus.lock().reset(&domain));
     *domain.resets.lock() = (resets.unwrap_or_default(), then);
     go_on(&domain);
+}
+
+/// Gives up the resets that vCPUs of a stopped domain have waited for: its devices are all reset anew, each
+/// by one reset at a time, and with what the old one has reserved.
+fn end_resets(domain: &Arc<Domain>) {
+    for index in 0..domain.vcpus.len() {
+        let vcpu = domain.reference(index);
+        let run = vcpu.get().run.lock();
+        // SAFETY: it is off and loaded nowhere, and `run` is locked.
+        let pending = unsafe { &mut (*vcpu.get().state()).pending };
+        let reset = pending.take_if(|pending| matches!(pending, Pending::Reset(..)));
+        drop(run);
+        drop(reset);
+    }
 }
 
 /// Goes on with a domain that has stopped: its devices first, whose reset takes a while.

@@ -20,6 +20,9 @@ use spin::Mutex;
 use vgic::Frame;
 use vpci::{ConfigAccess, Sbdf};
 
+/// How often it is looked whether a reset that another vCPU has asked for is over, in milliseconds.
+const RESET_POLL: u32 = 10;
+
 /// A load or store that reached something, decoded.
 #[derive(Clone, Copy)]
 pub(crate) struct Mmio {
@@ -234,9 +237,9 @@ pub(crate) enum Pending {
     DomainReset(Asked, Vec<(Sbdf, u32)>),
     /// A call of the control domain that takes a while.
     Control(Vec<Operation>),
-    /// The slot of the device model, which something from before a reset still has: the access is
-    /// made again.
-    Slot,
+    /// What is in the way of the access, which is made again: a reset, or a request from before one
+    /// that a device model still has.
+    Again,
 }
 
 impl Pending {
@@ -247,7 +250,7 @@ impl Pending {
                 Some(asked)
             }
             Self::BusReset(_, asked, ..) => asked,
-            Self::Reset(..) | Self::Control(_) | Self::Slot => None,
+            Self::Reset(..) | Self::Control(_) | Self::Again => None,
         }
     }
 }
@@ -331,12 +334,13 @@ fn config_step(running: &mut Running<'_>, bus: &Mutex<Bus>, config: Config) -> N
             match servers::send(running, to, request) {
                 Sent::Asked(asked) => wait(running, Pending::Config(config, asked)),
                 Sent::Posted => config_done(running, bus, config, 0),
-                Sent::Busy => wait(running, Pending::Slot),
+                Sent::Busy => wait(running, Pending::Again),
                 #[expect(clippy::cast_possible_truncation, reason = "of the request's width")]
                 Sent::Unanswered(value) => config_done(running, bus, config, value as u32),
             }
         }
         Answer::Resetting(scope, resets) => reset(running, mmio, scope, resets),
+        Answer::Again => try_again(running),
     }
 }
 
@@ -366,6 +370,7 @@ fn memory_space(running: &mut Running<'_>, bus: &Mutex<Bus>, mmio: Mmio) -> Next
     match answer {
         Answer::Done(value) => answer_load(running, mmio, value),
         Answer::Resetting(scope, resets) => reset(running, mmio, scope, resets),
+        Answer::Again => try_again(running),
         Answer::Elsewhere(to) => {
             let request = Request {
                 kind: if mmio.store.is_some() {
@@ -381,7 +386,7 @@ fn memory_space(running: &mut Running<'_>, bus: &Mutex<Bus>, mmio: Mmio) -> Next
             match servers::send(running, to, request) {
                 Sent::Asked(asked) => wait(running, Pending::Memory(mmio, asked)),
                 Sent::Posted => Next::Skip,
-                Sent::Busy => wait(running, Pending::Slot),
+                Sent::Busy => wait(running, Pending::Again),
                 Sent::Unanswered(value) => answer_load(running, mmio, value),
             }
         }
@@ -397,6 +402,14 @@ fn wait(running: &mut Running<'_>, pending: Pending) -> Next {
     running.state.pending = Some(pending);
     sched::wait_for_answer(running);
     Next::Resume
+}
+
+/// Makes the vCPU wait for a reset that another one has asked for, and then make its access again.
+#[cold]
+fn try_again(running: &mut Running<'_>) -> Next {
+    let next = wait(running, Pending::Again);
+    sched::sleep(&running.reference(), RESET_POLL);
+    next
 }
 
 /// Carries resets of devices on, and completes the guest's access when they are done.
@@ -421,11 +434,15 @@ fn reset(running: &mut Running<'_>, mmio: Mmio, scope: Scope, mut resets: Vec<Re
 #[cold]
 fn bus_reset(running: &mut Running<'_>, mmio: Mmio, bus: u8, mut after: Option<Sbdf>) -> Next {
     loop {
-        let pci = running.domain.pci.as_ref();
-        let next = pci.and_then(|pci| pci.lock().next_emulated(bus, after));
-        let Some((sbdf, server)) = next else {
+        let Some(mut pci) = running.domain.pci.as_ref().map(Mutex::lock) else {
             return answer_load(running, mmio, 0);
         };
+        let Some((sbdf, server)) = pci.next_emulated(bus, after) else {
+            pci.end_reset(bus);
+            drop(pci);
+            return answer_load(running, mmio, 0);
+        };
+        drop(pci);
         let to = Elsewhere {
             server,
             sbdf,
@@ -448,7 +465,7 @@ pub(crate) fn answer(running: &mut Running<'_>) {
         return;
     };
     let next = match pending {
-        Pending::Slot => Next::Resume,
+        Pending::Again => Next::Resume,
         Pending::Reset(mmio, scope, resets) => reset(running, mmio, scope, resets),
         Pending::Control(operation) => control::go_on(running, operation),
         Pending::BusReset(mmio, asked, after, bus) => {

@@ -55,8 +55,6 @@ pub(crate) struct Assigned {
     /// The parts of its BARs that are not mapped for the guest: where, and their registers.
     trapped: Vec<(u64, Foreign)>,
     vectors: Option<Vectors>,
-    /// It is in a reset that the domain asked for.
-    resetting: bool,
     /// Its pin's place among the domain's, and the machine's line and the domain's SPI that it has.
     pin: Option<intx::Key>,
     wiring: Option<Wiring>,
@@ -262,7 +260,6 @@ impl Assigned {
             model,
             trapped,
             vectors: None,
-            resetting: false,
             pin: None,
             wiring: line.map(|(pin, line)| Wiring {
                 line,
@@ -348,7 +345,7 @@ impl Assigned {
 
     /// Returns whether it is in a reset that the domain asked for.
     pub(crate) fn is_resetting(&self) -> bool {
-        self.resetting
+        self.model.is_in_reset()
     }
 
     /// Says what gets through the port above, and returns whether there are effects.
@@ -454,7 +451,7 @@ impl Assigned {
     /// Silences the device and leaves it alone until `enable`; messages that are on their way no longer
     /// lead anywhere.
     pub(crate) fn stop(&mut self, domain: &Domain) {
-        self.resetting = true;
+        self.model.set_in_reset(true);
         if let Some(pin) = self.pin {
             domain.pins.stop(pin, domain.drive());
         }
@@ -491,7 +488,7 @@ impl Assigned {
 
     /// Lets the device decode its BARs: what the guest reaches of them is for stage 2 to say.
     pub(crate) fn enable(&mut self, domain: &Domain) {
-        self.resetting = false;
+        self.model.set_in_reset(false);
         if self.plug(domain).is_err() {
             error!(
                 "domain {}: there is no memory to start {}",
@@ -532,7 +529,7 @@ impl Assigned {
 
     /// Takes everything from the function: it reaches nothing, decodes nothing and interrupts nobody.
     pub(crate) fn silence(&mut self, domain: &Domain) {
-        self.resetting = false;
+        self.model.set_in_reset(false);
         self.unplug(domain);
         if let Some(physical) = physical::get() {
             self.unroute(physical);

@@ -128,6 +128,8 @@ struct Link {
     slot: Sbdf,
     bus: u8,
     port: Port,
+    /// What is below is being reset, until [`Bus::end_reset`].
+    in_reset: bool,
 }
 
 /// Routing table of one hierarchy, and the memory that its functions decode.
@@ -321,7 +323,12 @@ impl<V: Copy + Eq> Bus<V> {
             *link = u8::try_from(self.ports.len()).ok();
         }
         let port = Port::new(slot.device_function(), ari);
-        self.ports.push(Link { slot, bus, port });
+        self.ports.push(Link {
+            slot,
+            bus,
+            port,
+            in_reset: false,
+        });
         self.find_buses();
         Ok(())
     }
@@ -456,23 +463,56 @@ impl<V: Copy + Eq> Bus<V> {
 
     /// Takes a write to the port above the bus of that name. If something else gets through then,
     /// [`Bus::number`] and [`Bus::upstream`] of the functions below say what, and
-    /// [`Bus::update_claims`] is to be called.
+    /// [`Bus::update_claims`] is to be called. After [`PortChange::Reset`] the bus is in reset until
+    /// [`Bus::end_reset`].
     #[cold]
     pub fn write_port(&mut self, bus: u8, access: ConfigAccess, value: u32) -> PortChange {
         let Some(link) = self.link_mut(bus) else {
             return PortChange::None;
         };
         let change = link.port.write(access, value);
+        link.in_reset |= change == PortChange::Reset;
         if change != PortChange::None {
             self.find_buses();
         }
         change
     }
 
+    /// Says that everything on the bus of that name is reset.
+    #[cold]
+    pub fn end_reset(&mut self, bus: u8) {
+        if let Some(link) = self.link_mut(bus) {
+            link.in_reset = false;
+        }
+    }
+
+    /// Returns whether a write to whom `route` has named has to be made again later, as after Configuration
+    /// Request Retry Status (2.3.1): it is in a reset that has not ended. `in_reset` tells which
+    /// passed-through functions are.
+    ///
+    /// A port takes no write while something below it is in reset. So nobody ends the reset of a bus
+    /// early, or starts another one; and what is written to a function comes after its reset.
+    #[must_use]
+    pub fn must_wait(&self, owner: Owner<V>, in_reset: impl Fn(V) -> bool) -> bool {
+        match owner {
+            Owner::Vpci(function) => in_reset(function),
+            Owner::Port(bus) => self.is_below_in_reset(bus, in_reset),
+            Owner::HostBridge | Owner::Stub | Owner::Ioreq(_) => false,
+        }
+    }
+
+    #[cold]
+    fn is_below_in_reset(&self, bus: u8, in_reset: impl Fn(V) -> bool) -> bool {
+        let mut below = self.functions_on(bus);
+        self.link(bus).is_some_and(|link| link.in_reset)
+            || below.any(|(_, owner)| matches!(owner, Owner::Vpci(function) if in_reset(function)))
+    }
+
     /// Returns all ports to the state after power-on: nothing gets through any of them.
     pub fn reset_ports(&mut self) {
         for link in &mut self.ports {
             link.port.reset();
+            link.in_reset = false;
         }
         self.find_buses();
     }

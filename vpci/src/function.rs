@@ -336,6 +336,8 @@ pub struct Function<P> {
     /// The bits of Command that the kernel was told of.
     told: u32,
     reset_wanted: bool,
+    /// Whether the device is in a reset, and is not asked anything.
+    in_reset: bool,
     /// Whether an effect may be left.
     pending: bool,
 }
@@ -379,6 +381,7 @@ impl<P: PhysicalConfig> Function<P> {
             version: 0,
             told: 0,
             reset_wanted: false,
+            in_reset: false,
             pending: false,
         };
         builder::build(&mut function, setup)?;
@@ -516,6 +519,19 @@ impl<P: PhysicalConfig> Function<P> {
     #[must_use]
     pub fn steady_dword(&self, index: usize) -> u32 {
         self.dword(index)
+    }
+
+    /// Says whether the device is in a reset, which comes after [`Effect::Reset`] or goes along with
+    /// [`Function::reset`]. Live fields read as zero meanwhile, and nothing must be written: see
+    /// [`crate::Bus::must_wait`].
+    pub const fn set_in_reset(&mut self, in_reset: bool) {
+        self.in_reset = in_reset;
+    }
+
+    /// Returns whether the device is in a reset.
+    #[must_use]
+    pub const fn is_in_reset(&self) -> bool {
+        self.in_reset
     }
 
     /// Says what the port above lets through: a BAR outside its windows is not decoded, and without its
@@ -690,7 +706,7 @@ impl<P: PhysicalConfig> Function<P> {
     #[cold]
     fn read_live(&self, value: u32, access: ConfigAccess) -> u32 {
         let live = self.live_bits(access.offset().dword()) & access.enables();
-        if live == 0 {
+        if live == 0 || self.in_reset {
             return access.extract(value);
         }
         let device = access.place(self.device.read(access.offset(), access.size()));

@@ -6,6 +6,7 @@
 
 use alloc::vec::Vec;
 use core::hint::black_box;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use runtime::exception;
 use runtime::gic::{self, DEFAULT_PRIORITY, FIRST_LPI};
@@ -13,7 +14,7 @@ use runtime::harness::{self, Failure, Outcome, Test};
 use runtime::its::{Its, Stalled};
 use runtime::mmio::{Odd, Width, Window};
 use runtime::platform::{self, HostBridge, Platform};
-use runtime::{check, check_eq, timer};
+use runtime::{check, check_eq, cpu, timer};
 use spin::Mutex;
 
 use crate::pci::{self, Function};
@@ -31,6 +32,7 @@ pub fn main(_platform: &'static Platform) {
         Test { name: "msix", run: msix },
         Test { name: "msi", run: msi },
         Test { name: "msix_again", run: msix },
+        Test { name: "set_up_in_a_reset", run: set_up_in_a_reset },
     ])
 }
 
@@ -320,27 +322,32 @@ struct Igb {
 }
 
 impl Igb {
-    fn new() -> Result<Self, Failure> {
-        let function = find(IGB)?;
-        let mut place = ITS.lock();
-        let is_new = place.is_none();
-        let its = match place.take().or_else(Its::new) {
-            Some(its) => place.insert(its),
-            None => return Err(Failure::Failed("there is no ITS".into())),
+    /// Returns it as it is, once its events are known.
+    fn find() -> Result<Self, Failure> {
+        let Some(doorbell) = ITS.lock().as_ref().map(Its::doorbell) else {
+            return Err(Failure::Failed("there is no ITS".into()));
         };
-        gic::ensure_ready();
-        let igb = Self {
-            function,
+        Ok(Self {
+            function: find(IGB)?,
             registers: window(0x20_0000, 0x2_0000)?,
             msix: window(0x30_0000, 0x4000)?,
-            doorbell: its.doorbell(),
-        };
-        if is_new {
+            doorbell,
+        })
+    }
+
+    fn new() -> Result<Self, Failure> {
+        let mut place = ITS.lock();
+        let is_new = place.is_none();
+        *place = place.take().or_else(Its::new);
+        drop(place);
+        let igb = Self::find()?;
+        gic::ensure_ready();
+        if is_new && let Some(its) = ITS.lock().as_mut() {
             igb.map(its).map_err(stalled)?;
         }
-        function.place(0, igb.registers.base());
-        function.place(3, igb.msix.base());
-        function.enable();
+        igb.function.place(0, igb.registers.base());
+        igb.function.place(3, igb.msix.base());
+        igb.function.enable();
         igb.registers.write32(IMC, u32::MAX);
         igb.registers.write32(EIMC, u32::MAX);
         igb.clear();
@@ -359,6 +366,27 @@ impl Igb {
             its.inv(device, event)?;
         }
         its.sync(target)
+    }
+
+    /// Has it send an MSI, and returns where the capability is.
+    fn set_msi(&self, data: u16) -> Result<usize, Failure> {
+        let config = self.function.config;
+        let at = capability(&self.function, 0x05)?;
+        let [low, high] = pci::halves(self.doorbell);
+        config.write32(at + 4, low);
+        config.write32(at + 8, high);
+        config.write16(at + 12, data);
+        config.write16(at + 2, 1);
+        Ok(at)
+    }
+
+    /// Raises what it sends an MSI for.
+    fn raise_msi(&self) {
+        self.clear();
+        // Reading clears, too.
+        self.registers.read32(ICR);
+        self.registers.write32(IMS, LINK_CHANGE);
+        self.registers.write32(ICS, LINK_CHANGE);
     }
 
     /// Takes all causes back.
@@ -465,18 +493,8 @@ fn msi() -> Outcome {
     let config = igb.function.config;
     let at = capability(&igb.function, 0x05)?;
     check_eq!(config.read16(at + 2) & 0x180, 0x180, "64-bit, with masks");
-    let raise = || {
-        igb.clear();
-        // Reading clears, too.
-        igb.registers.read32(ICR);
-        igb.registers.write32(IMS, LINK_CHANGE);
-        igb.registers.write32(ICS, LINK_CHANGE);
-    };
-    let [low, high] = pci::halves(igb.doorbell);
-    config.write32(at + 4, low);
-    config.write32(at + 8, high);
-    config.write16(at + 12, 2);
-    config.write16(at + 2, 1);
+    let raise = || igb.raise_msi();
+    igb.set_msi(2)?;
     raise();
     expect(&[2], "enabled")?;
     config.write32(at + 16, 1);
@@ -501,10 +519,59 @@ fn msi() -> Outcome {
         "memory was written"
     );
     config.write16(at + 2, 0);
-    config.write32(at + 4, low);
-    config.write16(at + 2, 1);
+    igb.set_msi(7)?;
     raise();
     expect(&[7], "aimed back")?;
     config.write16(at + 2, 0);
     Ok(())
+}
+
+/// Times that vCPU 1 is to set igb up, and has.
+static ASKED: AtomicU32 = AtomicU32::new(0);
+static ANSWERED: AtomicU32 = AtomicU32::new(0);
+
+/// Sets igb up as often as it is asked to.
+fn set_up(_: usize) {
+    let Ok(igb) = Igb::find() else { return };
+    loop {
+        // Acquire, release: what was written before is there.
+        let asked = ASKED.load(Ordering::Acquire);
+        if asked == ANSWERED.load(Ordering::Relaxed) {
+            continue;
+        }
+        if igb.set_msi(5).is_err() {
+            return;
+        }
+        igb.function.place(0, igb.registers.base());
+        igb.function.enable();
+        ANSWERED.store(asked, Ordering::Release);
+    }
+}
+
+/// What another vCPU writes while a function is in a reset comes after it, and is there.
+fn set_up_in_a_reset() -> Outcome {
+    const FLR: u16 = 1 << 15;
+    let igb = Igb::new()?;
+    let config = igb.function.config;
+    let control = capability(&igb.function, 0x10)? + 8;
+    let msi = capability(&igb.function, 0x05)? + 2;
+    let Some(&other) = platform::get().cpus.get(1) else {
+        return Err(Failure::Failed("there is no second vCPU".into()));
+    };
+    let started = cpu::start(other, 1, set_up, 0);
+    check!(started.is_ok(), "vCPU 1 does not start: {started:?}");
+    for round in 1..=10 {
+        ASKED.store(round, Ordering::Release);
+        // Takes a tenth of a second, while this vCPU waits and the other one runs.
+        config.write16(control, FLR);
+        let answered = || ANSWERED.load(Ordering::Acquire) == round;
+        check!(timer::wait_until(1000, answered), "vCPU 1 is stuck");
+        if config.read16(msi) & 1 == 0 {
+            // It was before the reset.
+            continue;
+        }
+        igb.raise_msi();
+        return expect(&[5], "after the reset");
+    }
+    Err(Failure::Failed("vCPU 1 always comes first".into()))
 }

@@ -436,14 +436,7 @@ impl Machine {
     /// The domain resets.
     pub(crate) fn reset(&mut self) {
         self.bridge.reset();
-        for model in &mut self.models {
-            let sbdf = model.sbdf;
-            let its = |decoder| matches!(decoder, Decoder::Ioreq { sbdf: of, .. } if of == sbdf);
-            if let Some(range) = model.claimed {
-                assert!(self.bus.unclaim(range.start(), its));
-            }
-            *model = Model::new(sbdf);
-        }
+        self.reset_models(|_| true);
         self.bus.reset_ports();
         let buses: Vec<u8> = self.bus.buses_below_ports().collect();
         for bus in buses {
@@ -452,6 +445,21 @@ impl Machine {
         for id in 0..self.functions.len() {
             assert_eq!(self.functions[id].function.reset(), Change::Effects);
             self.carry_out(id);
+        }
+    }
+
+    /// The device models' functions at such places are reset.
+    pub(crate) fn reset_models(&mut self, which: impl Fn(Sbdf) -> bool) {
+        for model in &mut self.models {
+            let sbdf = model.sbdf;
+            if !which(sbdf) {
+                continue;
+            }
+            let its = |decoder| matches!(decoder, Decoder::Ioreq { sbdf: of, .. } if of == sbdf);
+            if let Some(range) = model.claimed {
+                assert!(self.bus.unclaim(range.start(), its));
+            }
+            *model = Model::new(sbdf);
         }
     }
 
