@@ -14,8 +14,8 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use kernel::{fallible, layout};
 use pci::Progress;
 use vpci::{
-    BarIndex, BusAddress, BusError, BusRange, Claimed, ConfigAccess, Decoder, Effect, Emulated,
-    Owner, PortChange, Released, Sbdf,
+    BusAddress, BusError, BusRange, Claimed, ConfigAccess, Decoder, Effect, Emulated, Owner,
+    PortChange, Released, Sbdf,
 };
 
 /// Ranges that a device model may have claimed for one function: its BARs, and doorbells in them.
@@ -503,10 +503,6 @@ impl Bus {
         {
             return Err(AssignError::OnItsWay);
         }
-        self.bus
-            .memory
-            .reserve(BarIndex::RANGES)
-            .map_err(|_| AssignError::NoMemory)?;
         let is_free = |id: &usize| {
             let mut present = self.bus.functions_present();
             matches!(self.functions.get(*id), Some(None))

@@ -17,8 +17,8 @@ use manifest::Manifest;
 use pci::ConfigSpace;
 use vgic::{BadAddress, Frame, Host, Intid, Vgic};
 use vpci::{
-    BarIndex, BarInfo, BarKind, Bus, BusAddress, BusRange, ConfigAccess, Decoder, Offset, Owner,
-    PhysicalConfig, Pin, Position, Sbdf, Setup, Size, Vendor,
+    BarIndex, BarInfo, BarKind, Bus, BusAddress, BusRange, ClaimError, ConfigAccess, Decoder,
+    Offset, Owner, PhysicalConfig, Pin, Position, Sbdf, Setup, Size, Vendor,
 };
 
 /// The system's allocator, which refuses once a thread has had so many allocations.
@@ -291,7 +291,6 @@ fn a_bus_and_its_functions() {
         let mut bus: Bus<usize> = Bus::new(0, 0, 255).map_err(drop)?;
         bus.memory.add_window(window).map_err(drop)?;
         bus.insert(slot, Owner::Ioreq(0)).map_err(drop)?;
-        bus.memory.reserve(6).map_err(drop)?;
         let _ = bus.memory.claim_or_wait(range, decoder).map_err(drop)?;
         let _ = bus.memory.claim_or_wait(range, decoder).map_err(drop)?;
         Ok(())
@@ -325,6 +324,101 @@ fn a_bus_and_its_functions() {
         let _ = function.reset();
         while function.next_effect().is_some() {}
     });
+}
+
+/// However many functions there are, each can claim a range for each of its BARs, and have it wait, when no
+/// memory is left; what device models claim comes on top of that.
+#[test]
+fn the_bars_of_all_functions_of_a_bus() {
+    const FUNCTIONS: u64 = 20;
+    let slot = |number: u64| Sbdf::from_rid(0, u16::try_from(number << 3).unwrap());
+    let window = BusRange::new(BusAddress::new(0x1000_0000), 0x1000_0000).unwrap();
+    let page = |number: u64| {
+        let start = BusAddress::new(0x1000_0000 + number * 0x1000);
+        BusRange::new(start, 0x1000).unwrap()
+    };
+    let mut bus: Bus<u64> = Bus::new(0, 0, 255).unwrap();
+    bus.memory.add_window(window).unwrap();
+    let model = slot(31);
+    bus.insert(model, Owner::Ioreq(0)).unwrap();
+    // Those that have gone leave no room behind, nor take any along.
+    for round in 0..3 {
+        // What those before have had is enough for as many.
+        with(if round == 0 { usize::MAX } else { 0 }, || {
+            for function in 1..=FUNCTIONS {
+                bus.insert(slot(function), Owner::Vpci(function)).unwrap();
+                assert!(bus.insert(slot(function), Owner::Vpci(function)).is_err());
+            }
+        });
+        let bars = || {
+            let ranges = 0..BarIndex::RANGES as u64;
+            (1..=FUNCTIONS).flat_map(move |function| ranges.clone().map(move |bar| (function, bar)))
+        };
+        let decoder = |function: u64, bar: u64| Decoder::Bar {
+            function,
+            bar: BarIndex::new(u8::try_from(bar).unwrap()).unwrap_or(BarIndex::ROM),
+        };
+        let ioreq = |posted| Decoder::Ioreq {
+            server: 0,
+            sbdf: model,
+            posted,
+        };
+        // As much as the lists hold without asking for more.
+        let claims = with(0, || {
+            let claims =
+                (1_000..9_000).take_while(|n| bus.claim(page(*n), model, ioreq(false)).is_ok());
+            claims.count() as u64
+        });
+        assert!(claims < 1_000, "{claims} claims without memory");
+        for at_once in [false, true] {
+            with(0, || {
+                for (function, bar) in bars() {
+                    let at = if at_once { 0 } else { function * 8 + bar };
+                    let claimed = bus.memory.claim_or_wait(page(at), decoder(function, bar));
+                    assert!(claimed.is_ok(), "{function}, {bar}: {claimed:?}");
+                }
+                for (function, bar) in bars() {
+                    let at = if at_once { 0 } else { function * 8 + bar };
+                    let _ = bus.memory.release(page(at), decoder(function, bar));
+                    while bus.memory.next_ready().is_some() {}
+                }
+            });
+        }
+        assert_eq!(bus.memory.granted().count() as u64, claims);
+        for claim in 0..claims {
+            assert!(bus.unclaim(page(1_000 + claim).start(), |owner| owner == ioreq(false)));
+        }
+        for function in 1..=FUNCTIONS {
+            assert!(bus.remove(slot(function)).is_some(), "round {round}");
+        }
+    }
+}
+
+/// What a device model has given back is there for its next claim, on the root bus and below a port.
+#[test]
+fn the_claims_of_device_models() {
+    let range = BusRange::new(BusAddress::new(0x1000_0000), 0x1000).unwrap();
+    let mut bus: Bus<usize> = Bus::new(0, 0, 255).unwrap();
+    bus.memory.add_window(range).unwrap();
+    bus.add_port(Sbdf::from_rid(0, 0x10), 1, false).unwrap();
+    for sbdf in [0x08, 0x100].map(|rid| Sbdf::from_rid(0, rid)) {
+        let decoder = Decoder::Ioreq {
+            server: 0,
+            sbdf,
+            posted: false,
+        };
+        bus.insert(sbdf, Owner::Ioreq(0)).unwrap();
+        let once = |bus: &mut Bus<usize>| {
+            bus.claim(range, sbdf, decoder).unwrap();
+            assert!(bus.unclaim(range.start(), |other| other == decoder));
+            bus.claim(range, sbdf, decoder).unwrap();
+            let again = bus.claim(range, sbdf, decoder);
+            assert!(matches!(again, Err(ClaimError::Taken { .. })), "{again:?}");
+            bus.unclaim_all(|other| other == decoder);
+        };
+        once(&mut bus);
+        with(0, || (0..100).for_each(|_| once(&mut bus)));
+    }
 }
 
 #[test]

@@ -49,6 +49,17 @@ pub enum Owner<V> {
     Ioreq(u32),
 }
 
+impl<V> Owner<V> {
+    /// Returns for how many ranges there is room as long as the function is on the bus. A device model may
+    /// be refused what it claims.
+    const fn ranges(&self) -> usize {
+        match self {
+            Self::Vpci(_) => BarIndex::RANGES,
+            Self::HostBridge | Self::Stub | Self::Port(_) | Self::Ioreq(_) => 0,
+        }
+    }
+}
+
 /// Who decodes a range of memory space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decoder<V> {
@@ -333,7 +344,8 @@ impl<V: Copy + Eq> Bus<V> {
         Ok(())
     }
 
-    /// Puts a function on the bus, by its name. If its device has no function 0, a stub appears there.
+    /// Puts a function on the bus, by its name. If its device has no function 0, a stub appears there. A
+    /// passed-through one can claim as many ranges as it may have BARs without memory being short.
     ///
     /// The multi-function bits of the device may have to change: see [`Bus::is_multi_function`].
     ///
@@ -344,7 +356,11 @@ impl<V: Copy + Eq> Bus<V> {
         if matches!(owner, Owner::Stub | Owner::Port(_)) {
             return Err(BusError::NotAFunction);
         }
+        let room = owner.ranges();
+        let reserved = self.memory.reserve(room);
+        reserved.map_err(|_| BusError::NoMemory)?;
         self.put(name, owner)
+            .inspect_err(|_| self.memory.give_up(room))
     }
 
     fn put(&mut self, name: Sbdf, owner: Owner<V>) -> Result<(), BusError> {
@@ -399,6 +415,7 @@ impl<V: Copy + Eq> Bus<V> {
                 link.port.set_populated(false);
             }
         }
+        self.memory.give_up(owner.ranges());
         Some(owner)
     }
 

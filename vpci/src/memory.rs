@@ -63,6 +63,8 @@ pub struct MemoryMap<T> {
     granted: Vec<Entry<T>>,
     /// In the order in which they were claimed.
     waiting: Vec<Entry<T>>,
+    /// How many claims either list has room for.
+    room: usize,
 }
 
 impl<T> Default for MemoryMap<T> {
@@ -79,6 +81,7 @@ impl<T> MemoryMap<T> {
             windows: Vec::new(),
             granted: Vec::new(),
             waiting: Vec::new(),
+            room: 0,
         }
     }
 }
@@ -101,15 +104,25 @@ impl<T: Copy + Eq> MemoryMap<T> {
         &self.windows
     }
 
-    /// Makes room for `more` claims, so that claims up to that number cannot fail for lack of memory.
-    /// Called when a function is assigned, with the number of its BARs.
+    /// Makes room for `more` claims than before, so that as many as were asked for, in all, cannot fail for
+    /// lack of memory. [`MemoryMap::give_up`] is its opposite.
     ///
     /// # Errors
     ///
-    /// If memory is short.
+    /// If memory is short. Then there is as much room as before.
     pub fn reserve(&mut self, more: usize) -> Result<(), ClaimError<T>> {
-        reserve(&mut self.granted, more)?;
-        reserve(&mut self.waiting, more)
+        let room = self.room.saturating_add(more);
+        let granted = room.saturating_sub(self.granted.len());
+        reserve(&mut self.granted, granted)?;
+        let waiting = room.saturating_sub(self.waiting.len());
+        reserve(&mut self.waiting, waiting)?;
+        self.room = room;
+        Ok(())
+    }
+
+    /// Gives room for claims up, which are released.
+    pub fn give_up(&mut self, room: usize) {
+        self.room = self.room.saturating_sub(room);
     }
 
     /// Returns who decodes `address`, and the whole range that it has there.
@@ -188,11 +201,13 @@ impl<T: Copy + Eq> MemoryMap<T> {
         None
     }
 
-    /// Takes back all ranges whose owner `wanted` picks, granted or waiting. Others may be ready then; see
-    /// [`MemoryMap::next_ready`].
-    pub fn release_all(&mut self, wanted: impl Fn(T) -> bool) {
+    /// Takes back all ranges whose owner `wanted` picks, granted or waiting, and returns how many they were.
+    /// Others may be ready then; see [`MemoryMap::next_ready`].
+    pub fn release_all(&mut self, wanted: impl Fn(T) -> bool) -> usize {
+        let before = self.granted.len() + self.waiting.len();
         self.granted.retain(|entry| !wanted(entry.owner));
         self.waiting.retain(|entry| !wanted(entry.owner));
+        before - self.granted.len() - self.waiting.len()
     }
 
     /// Returns the index of the first granted range that starts after `address`.
@@ -318,7 +333,7 @@ mod tests {
         map.claim(a, 1).unwrap();
         map.claim(b, 2).unwrap();
         assert_eq!(map.claim_or_wait(b, 1), Ok(Claimed::Waiting));
-        map.release_all(|owner| owner == 1);
+        assert_eq!(map.release_all(|owner| owner == 1), 2);
         assert!(map.granted().eq([(b, 2)]));
         assert_eq!(map.release(b, 2), Released::Granted);
         assert_eq!(map.next_ready(), None, "what waited is gone, too");

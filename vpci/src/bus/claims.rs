@@ -42,6 +42,18 @@ impl<V: Copy + Eq> Bus<V> {
         name: Sbdf,
         decoder: Decoder<V>,
     ) -> Result<(), ClaimError<Decoder<V>>> {
+        // What passed-through functions have room for stays theirs.
+        self.memory.reserve(1)?;
+        self.claim_in_room(range, name, decoder)
+            .inspect_err(|_| self.memory.give_up(1))
+    }
+
+    fn claim_in_room(
+        &mut self,
+        range: BusRange,
+        name: Sbdf,
+        decoder: Decoder<V>,
+    ) -> Result<(), ClaimError<Decoder<V>>> {
         if name.bus() == self.first {
             return self.memory.claim(range, decoder);
         }
@@ -59,7 +71,6 @@ impl<V: Copy + Eq> Bus<V> {
             .0
             .try_reserve(1)
             .map_err(|_| ClaimError::NoMemory)?;
-        self.memory.reserve(1)?;
         let active = self.upstream(name).reaches(range);
         if active {
             self.memory.claim(range, decoder)?;
@@ -93,20 +104,26 @@ impl<V: Copy + Eq> Bus<V> {
         if let Some(index) = claims.iter().position(is_wanted) {
             let claim = claims.swap_remove(index);
             let _: Released = self.memory.release(claim.range, claim.decoder);
+            self.memory.give_up(1);
             return true;
         }
         let found = self.memory.find(at);
         let found = found.filter(|(range, decoder)| range.start() == at && wanted(*decoder));
-        found.is_some_and(|(range, decoder)| {
+        let is_released = found.is_some_and(|(range, decoder)| {
             matches!(self.memory.release(range, decoder), Released::Granted)
-        })
+        });
+        self.memory.give_up(usize::from(is_released));
+        is_released
     }
 
     /// Takes back whatever `wanted` picks of the ranges that device models' functions claimed. Others
     /// may be ready then.
     pub fn unclaim_all(&mut self, wanted: impl Fn(Decoder<V>) -> bool) {
+        let outside = |claim: &Claim<V>| !claim.active && wanted(claim.decoder);
+        let mut released = self.claims.0.iter().filter(|claim| outside(claim)).count();
         self.claims.0.retain(|claim| !wanted(claim.decoder));
-        self.memory.release_all(wanted);
+        released += self.memory.release_all(wanted);
+        self.memory.give_up(released);
     }
 
     /// Puts claims of functions on the bus of that name into the memory map, or takes them out, as the

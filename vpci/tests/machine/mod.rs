@@ -268,7 +268,6 @@ impl Machine {
         };
         let mut function = Function::new(device, &setup)?;
         let id = self.functions.len();
-        self.bus.memory.reserve(BarIndex::RANGES).unwrap();
         self.bus.insert(sbdf, Owner::Vpci(id)).unwrap();
         let _ = function.set_upstream(self.bus.upstream(sbdf));
         self.functions.push(Assigned {
