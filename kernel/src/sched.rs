@@ -142,18 +142,25 @@ pub(crate) fn sleep(vcpu: &VcpuRef, milliseconds: u32) {
     let cpu = pcpu::this();
     let deadline = now() + machine::get().ticks(u64::from(milliseconds) * 1000);
     let mut run = vcpu.get().run.lock();
+    forget_sleeper(vcpu, &mut run);
     run.sleeps_on = Some(cpu.number);
     cpu.queue.lock().sleep(deadline, vcpu.clone());
     drop(run);
     cpu.set_resched();
 }
 
-/// Puts a vCPU that is blocked or off into a queue.
-pub(crate) fn make_ready(vcpu: &VcpuRef, run: &mut Run) {
+/// Has no pCPU's timer wake a vCPU any more. It is in no more than one list of sleepers, so that there is
+/// room for it.
+fn forget_sleeper(vcpu: &VcpuRef, run: &mut Run) {
     if let Some(cpu) = run.sleeps_on.take() {
         let cpu = &machine::get().pcpus[cpu];
         cpu.queue.lock().forget_sleeper(vcpu);
     }
+}
+
+/// Puts a vCPU that is blocked or off into a queue.
+pub(crate) fn make_ready(vcpu: &VcpuRef, run: &mut Run) {
+    forget_sleeper(vcpu, run);
     kick(enqueue(vcpu, run));
 }
 
@@ -203,9 +210,7 @@ pub(crate) fn stop(vcpu: &VcpuRef) -> bool {
             cpu.queue.lock().remove(vcpu);
         }
     }
-    if let Some(cpu) = run.sleeps_on.take() {
-        machine.pcpus[cpu].queue.lock().forget_sleeper(vcpu);
-    }
+    forget_sleeper(vcpu, &mut run);
     run.activity = Activity::Off;
     match run.loaded {
         Some(cpu) => {
@@ -365,6 +370,7 @@ fn give_up(cpu: &'static Pcpu, vcpu: &VcpuRef) -> bool {
             // SAFETY: it is loaded nowhere, and `run` is locked.
             let timers = unsafe { &(*vcpu.get().state()).timers };
             if let Some(deadline) = timers.deadline(vcpu.domain.counter_offset()) {
+                forget_sleeper(vcpu, &mut run);
                 run.sleeps_on = Some(cpu.number);
                 cpu.queue.lock().sleep(deadline, vcpu.clone());
             }
