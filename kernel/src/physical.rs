@@ -219,8 +219,10 @@ enum Drained {
 
 /// The physical ITS, and where each LPI goes.
 pub(crate) struct Messages {
-    /// The ITS.
-    pub(crate) its: Mutex<Its<Window>>,
+    /// Its lock is held while functions come and go, for many commands.
+    its: Mutex<Its<Window>>,
+    /// Where devices write to, physically.
+    translater: Pa,
     phandle: u32,
     properties: Properties,
     routes: Mutex<Vec<Route>>,
@@ -497,6 +499,7 @@ fn messages(tree: &Tree) -> Option<Messages> {
     }
     routes.resize_with(lpis, || Route::Free);
     Some(Messages {
+        translater: its.doorbell(),
         its: Mutex::new(its),
         phandle: node.phandle().unwrap_or(0),
         properties,
@@ -893,10 +896,8 @@ impl Physical {
     }
 
     fn make_trees(&self, trees: Trees, memory: &Memory, vmid: Vmid) -> Option<Dma> {
-        let doorbell = self.messages.as_ref().map(|messages| {
-            let its = messages.its.lock();
-            its.doorbell().align_down(PAGE_SIZE)
-        });
+        let messages = self.messages.as_ref();
+        let doorbell = messages.map(|messages| messages.translater.align_down(PAGE_SIZE));
         let end = doorbell.map_or(0, |page| page.get() + PAGE_SIZE);
         let mut dma = Dma {
             id: vmid.get(),
@@ -1244,27 +1245,29 @@ impl Messages {
             .lpis
             .try_reserve_exact(count as usize)
             .map_err(|_| VectorError::TooMany)?;
+        self.take_lpis(&mut taken.lpis, count as usize);
+        if taken.lpis.len() < count as usize {
+            return Err(VectorError::TooMany);
+        }
         let mut its = self.its.lock();
-        let mut routes = self.routes.lock();
-        let mut from = 0;
-        for vector in 0..count {
-            let free = routes
-                .iter()
-                .skip(from)
-                .position(|route| matches!(route, Route::Free));
-            let index = from + free.ok_or(VectorError::TooMany)?;
-            let lpi = u32::try_from(index).map_or(u32::MAX, |index| FIRST_LPI + index);
-            let id = IntId::new(lpi);
+        for (event, lpi) in (taken.first..).zip(&taken.lpis) {
+            let id = IntId::new(*lpi);
             let _ = self.properties.set(id, true, Priority::NORMAL);
-            its.map_event(&mut sender.device, taken.event(vector), id, 0)
+            its.map_event(&mut sender.device, event, id, 0)
                 .map_err(VectorError::Its)?;
-            if let Some(route) = routes.get_mut(index) {
-                *route = Route::Idle;
-            }
-            taken.lpis.push(lpi);
-            from = index + 1;
         }
         Ok(())
+    }
+
+    /// Takes so many LPIs, as far as there are, and adds them to a list that has room for them.
+    fn take_lpis(&self, lpis: &mut Vec<u32>, count: usize) {
+        let mut routes = self.routes.lock();
+        let numbered = (FIRST_LPI..).zip(routes.iter_mut());
+        let free = numbered.filter(|(_, route)| matches!(route, Route::Free));
+        for (lpi, route) in free.take(count) {
+            *route = Route::Idle;
+            lpis.push(lpi);
+        }
     }
 
     /// Takes LPIs back.
@@ -1279,7 +1282,9 @@ impl Messages {
             let events = (vectors.first..).take(vectors.lpis.len());
             let mut answers = true;
             for event in events {
-                answers &= its.unmap_event(&mut sender.device, event).is_ok();
+                // Not all are mapped, if they could not all be had.
+                let unmapped = its.unmap_event(&mut sender.device, event);
+                answers &= matches!(unmapped, Ok(()) | Err(arch::its::Error::NoSuchEvent(_)));
             }
             sender.users -= 1;
             if sender.users == 0 {
@@ -1316,6 +1321,8 @@ impl Messages {
         // The last reference to a domain must not go away under the lock.
         drop(routes);
         drop(old);
+        // Whoever takes the message finds the route, if the device is told to send it after this.
+        asm::dmb_oshst();
     }
 
     /// Lets no vector of a device lead anywhere.
@@ -1345,8 +1352,7 @@ impl Messages {
 
     /// Returns what a device is to write its messages to.
     pub(crate) fn doorbell(&self) -> u64 {
-        let doorbell = self.its.lock().doorbell().get();
-        layout::PHYSICAL_DOORBELL | doorbell & (PAGE_SIZE - 1)
+        layout::PHYSICAL_DOORBELL | self.translater.get() & (PAGE_SIZE - 1)
     }
 }
 
