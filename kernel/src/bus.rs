@@ -521,6 +521,8 @@ impl Bus {
         self.bus
             .insert(slot, Owner::Vpci(id))
             .map_err(AssignError::Slot)?;
+        // There may be a stub from now on, and the port above has a link.
+        self.refresh(domain, slot);
         Ok(id)
     }
 
