@@ -7,6 +7,7 @@
 //! its reset.
 
 use crate::domain::{self, Domain};
+use crate::memory;
 use crate::passthrough::{AssignError, Assigned};
 use crate::physical::{self, Physical, Resetting};
 use crate::sched;
@@ -94,10 +95,14 @@ impl Operation {
 
     /// Takes the next step.
     pub(crate) fn step(&mut self) -> Result<Advance, AssignError> {
-        match self {
+        let end = match self {
             Self::Give(give) => give.step(),
             Self::Take(take) => take.step(),
+        };
+        if let Ok(Advance::Done) = end {
+            memory::report();
         }
+        end
     }
 }
 

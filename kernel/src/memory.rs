@@ -451,6 +451,13 @@ pub(crate) fn statistics() -> Statistics {
         .unwrap_or_default()
 }
 
+/// Says what is left, for who looks for memory that does not come back.
+#[cold]
+pub(crate) fn report() {
+    let (free, used) = (statistics().free, HEAP.heap.lock().stats_alloc_user());
+    debug!("{free} frames are free, and {used} bytes of the heap in use");
+}
+
 /// Memory for what drivers share with devices.
 pub(crate) struct DmaPool;
 
