@@ -33,6 +33,34 @@ pub struct Client<'a> {
     consumed: u32,
 }
 
+/// The changes of the server's functions, seen by the device model.
+#[derive(Debug)]
+pub struct Changes<'a> {
+    made: &'a AtomicU64,
+    shared: &'a AtomicU64,
+    /// How many were seen, modulo 2^32. EL2's copy is in the ring.
+    seen: u32,
+}
+
+impl Changes<'_> {
+    /// Returns which change was the last one, if it was not seen yet.
+    ///
+    /// Who has taken a request of a function sees the change that brought the function.
+    pub fn pending(&self) -> Option<u32> {
+        // Acquire: pairs with the release in `Server::change_functions`.
+        let made = low(self.made.load(Ordering::Acquire));
+        (made != self.seen).then_some(made)
+    }
+
+    /// Says that everything up to `change` is taken note of: functions that have gone are let go of, and
+    /// the target's memory is no longer accessed for them.
+    pub fn see(&mut self, change: u32) {
+        self.seen = change;
+        // Release: pairs with the acquire in `Server::has_seen`.
+        self.shared.store(u64::from(change), Ordering::Release);
+    }
+}
+
 /// Why there is no ring to serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientError {
@@ -105,6 +133,16 @@ impl<'a> Client<'a> {
         // Relaxed: nobody else writes it from here on.
         let consumed = low(ring.consumer.load(Ordering::Relaxed));
         Ok(Self { ring, consumed })
+    }
+
+    /// Returns the changes of the server's functions. There is one who looks at them.
+    pub fn changes(&self) -> Changes<'a> {
+        Changes {
+            made: self.ring.changes,
+            shared: self.ring.seen,
+            // Relaxed: nobody else writes it from here on.
+            seen: low(self.ring.seen.load(Ordering::Relaxed)),
+        }
     }
 
     /// Returns how many slots there are.

@@ -6,8 +6,8 @@
 //!   line  word 0      word 1      word 2      word 3      word 4      word 5      word 6
 //!  +----+-----------+-----------+-----------+-----------+-----------+-----------+-----------+
 //!  | 0  | magic     | version   | bytes     | slots at  | slots     | posted at | posted    |
-//!  | 1  | producer  | (written by EL2 only)                                                 |
-//!  | 2  | consumer  | (written by the device model only)                                    |
+//!  | 1  | producer  | changes   | (written by EL2 only)                                     |
+//!  | 2  | consumer  | seen      | (written by the device model only)                        |
 //!  +----+-----------+-----------+-----------+-----------+-----------+-----------+-----------+
 //! ```
 //!
@@ -183,6 +183,9 @@ pub(crate) struct Ring<'a> {
     header: &'a Line,
     pub(crate) producer: &'a AtomicU64,
     pub(crate) consumer: &'a AtomicU64,
+    /// How often the server's functions have changed, and how many changes the device model has seen.
+    pub(crate) changes: &'a AtomicU64,
+    pub(crate) seen: &'a AtomicU64,
     slots: &'a [Line],
     posted: &'a [Line],
     /// How many posted writes there is room for: zero or a power of two.
@@ -193,13 +196,19 @@ impl<'a> Ring<'a> {
     /// Cuts `lines` up as `layout` says; `None` if there are too few of them.
     pub(crate) fn new(lines: &'a [Line], layout: &Layout) -> Option<Self> {
         let (head, rest) = lines.split_first_chunk::<FIRST_SLOT>()?;
-        let [header, Line([producer, ..]), Line([consumer, ..])] = head;
+        let [
+            header,
+            Line([producer, changes, ..]),
+            Line([consumer, seen, ..]),
+        ] = head;
         let (slots, rest) = rest.split_at_checked(layout.slots as usize)?;
         let posted = rest.get(..layout.posted.div_ceil(2) as usize)?;
         Some(Self {
             header,
             producer,
             consumer,
+            changes,
+            seen,
             slots,
             posted,
             capacity: layout.posted,

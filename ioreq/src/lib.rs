@@ -38,7 +38,7 @@ mod request;
 mod server;
 mod sync;
 
-pub use client::{Client, ClientError, Ticket, Work};
+pub use client::{Changes, Client, ClientError, Ticket, Work};
 pub use event::{EventSet, Sleep, Wake};
 pub use layout::{Layout, LayoutError, Line, MAGIC, State, VERSION};
 pub use request::{Kind, PostedWrite, Request, Width};

@@ -29,6 +29,8 @@ pub struct Server<'a> {
     attached: AtomicU32,
     /// What [`Poster`] knows, for those who publish. The device model's copy is in the ring.
     posted: AtomicU32,
+    /// Likewise.
+    changes: AtomicU32,
     records: Vec<Record>,
     /// Event 0 is the posted ring, event `1 + n` slot `n`. Nobody sleeps on it: a device model does so
     /// on the set of its servers.
@@ -68,13 +70,16 @@ impl Phase {
     }
 }
 
-/// The right to post writes: there is one for each server, and the kernel keeps it in a lock.
+/// The right to post writes, and to change which functions there are: there is one for each server, and
+/// the kernel keeps it in a lock.
 #[derive(Debug)]
 pub struct Poster {
     /// How many writes were posted, modulo 2^32.
     posted: u32,
     /// The consumer index when it was last read.
     consumer: u32,
+    /// How often the server's functions have changed, modulo 2^32.
+    changes: u32,
 }
 
 /// A request that is outstanding; the vCPU that waits for it keeps this.
@@ -184,7 +189,7 @@ impl From<ProtocolError> for Status {
 /// What a device model is told to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerWork {
-    /// The posted ring.
+    /// The posted ring, and whether its functions have changed.
     Posted,
     /// The slot, after the writes that were posted before its request.
     Slot(u32),
@@ -209,6 +214,7 @@ impl<'a> Server<'a> {
             layout,
             attached: AtomicU32::new(0),
             posted: AtomicU32::new(0),
+            changes: AtomicU32::new(0),
             records,
             work,
         };
@@ -217,6 +223,7 @@ impl<'a> Server<'a> {
             Poster {
                 posted: 0,
                 consumer: 0,
+                changes: 0,
             },
         ))
     }
@@ -235,7 +242,7 @@ impl<'a> Server<'a> {
     /// Makes the ring ready for a device model, the first or a new instance, before it sees it.
     ///
     /// The memory must no longer be mapped by the one before. Writes that were posted for that one
-    /// are dropped.
+    /// are dropped. Which functions there are it finds out when it starts, so that it has seen all changes.
     pub fn attach(&self, poster: &mut Poster) -> Result<(), AttachError> {
         if self.is_attached() {
             return Err(AttachError::Attached);
@@ -249,6 +256,9 @@ impl<'a> Server<'a> {
         self.ring.write_header(&self.layout);
         for index in [self.ring.producer, self.ring.consumer] {
             index.store(u64::from(posted), Ordering::Relaxed);
+        }
+        for count in [self.ring.changes, self.ring.seen] {
+            count.store(u64::from(poster.changes), Ordering::Relaxed);
         }
         for state in self.ring.states() {
             state.store(tag(0, State::Free), Ordering::Relaxed);
@@ -439,6 +449,34 @@ impl<'a> Server<'a> {
             return Err(refused);
         }
         Ok(consumer)
+    }
+
+    /// Says that the server's functions have changed, after they have and before anything is asked of a
+    /// new one. Returns which change it is.
+    ///
+    /// Then the device model is told that this server has work.
+    pub fn change_functions(&self, poster: &mut Poster) -> u32 {
+        let change = poster.changes.wrapping_add(1);
+        poster.changes = change;
+        // Relaxed: only a number.
+        self.changes.store(change, Ordering::Relaxed);
+        // Release: pairs with the acquire in `Changes::pending`.
+        self.ring
+            .changes
+            .store(u64::from(change), Ordering::Release);
+        self.work.mark(0);
+        change
+    }
+
+    /// Says whether the device model has seen a change: it has let go of what was taken away. None that
+    /// serves has nothing to let go of.
+    pub fn has_seen(&self, change: u32) -> bool {
+        // Acquire: pairs with the release in `Changes::see`, so that its last accesses are over.
+        let seen = self.ring.seen.load(Ordering::Acquire);
+        // Relaxed: no change is older than one that the caller knows of.
+        let made = self.changes.load(Ordering::Relaxed);
+        let is_behind = |seen: u32| made.wrapping_sub(seen) <= made.wrapping_sub(change);
+        !self.is_attached() || u32::try_from(seen).is_ok_and(is_behind)
     }
 
     /// Returns what the device model has not been told of yet, once.

@@ -228,6 +228,33 @@ fn an_answer_that_is_there_is_whole() {
 }
 
 #[test]
+fn who_takes_a_request_of_a_new_function_knows_of_it_and_what_it_has_let_go_of_is_let_go_of() {
+    explore(3, || {
+        let (server, mut poster, lines) = ring(1, 0);
+        let memory = forever(AtomicU64::new(0));
+        let device = thread::spawn(move || {
+            let mut client = Client::new(lines).unwrap();
+            let mut changes = client.changes();
+            let early = changes.pending();
+            if let Some(Work::Request(..)) = client.work(Some(0)).next() {
+                assert_eq!(changes.pending(), Some(1), "then {early:?}");
+            }
+            // The last access to the target's memory.
+            memory.store(1, Ordering::Relaxed);
+            if let Some(change) = changes.pending() {
+                changes.see(change);
+            }
+        });
+        let change = server.change_functions(&mut poster);
+        let _asked = server.publish(0, read(0)).unwrap();
+        if server.has_seen(change) {
+            assert_eq!(memory.load(Ordering::Relaxed), 1);
+        }
+        device.join().unwrap();
+    });
+}
+
+#[test]
 fn no_request_is_left_behind_by_a_death() {
     explore(3, || {
         let (server, _, _) = ring(1, 0);

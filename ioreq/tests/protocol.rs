@@ -291,6 +291,74 @@ fn when_the_device_model_dies_every_request_is_dropped_and_the_next_one_starts_a
 }
 
 #[test]
+fn the_device_model_says_which_changes_of_its_functions_it_has_seen() {
+    let (layout, lines) = memory(1, 2);
+    let (server, mut poster) = attached(layout, &lines);
+    let mut changes = Client::new(&lines).unwrap().changes();
+    assert_eq!(changes.pending(), None);
+    let first = server.change_functions(&mut poster);
+    let second = server.change_functions(&mut poster);
+    assert_eq!(server.next_work(), Some(ServerWork::Posted));
+    assert_eq!(server.next_work(), None, "both are told at once");
+    let seen = |change| server.has_seen(change);
+    assert_eq!([first, second].map(seen), [false, false]);
+    assert_eq!(changes.pending(), Some(second));
+    let third = server.change_functions(&mut poster);
+    changes.see(second);
+    assert_eq!([first, second, third].map(seen), [true, true, false]);
+    assert_eq!(changes.pending(), Some(third));
+    changes.see(third);
+    assert_eq!([first, second, third].map(seen), [true, true, true]);
+    assert_eq!(changes.pending(), None);
+}
+
+#[test]
+fn what_a_device_model_says_of_changes_is_judged() {
+    let (layout, lines) = memory(1, 0);
+    let (server, mut poster) = attached(layout, &lines);
+    let change = server.change_functions(&mut poster);
+    #[rustfmt::skip]
+    let cases = [
+        // said,                  believed
+        (0,                       false),
+        (2,                       false), // there is none such
+        (u64::from(u32::MAX),     false),
+        (1 << 32 | 1,             false),
+        (u64::MAX,                false),
+        (1,                       true),
+    ];
+    for (said, believed) in cases {
+        word(&lines, CONSUMER, 1).store(said, Ordering::Relaxed);
+        assert_eq!(server.has_seen(change), believed, "{said:#x}");
+    }
+    // What it says EL2 to have said means nothing to EL2.
+    word(&lines, PRODUCER, 1).store(7, Ordering::Relaxed);
+    let next = server.change_functions(&mut poster);
+    assert_eq!(next, change + 1);
+    assert_eq!(word(&lines, PRODUCER, 1).load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_device_model_that_is_gone_or_new_has_nothing_to_let_go_of() {
+    let (layout, lines) = memory(1, 0);
+    let (server, mut poster) = attached(layout, &lines);
+    let before = server.change_functions(&mut poster);
+    assert!(!server.has_seen(before));
+    server.detach();
+    assert!(server.has_seen(before));
+    let meanwhile = server.change_functions(&mut poster);
+    server.attach(&mut poster).unwrap();
+    assert!(!server.has_work());
+    assert!(server.has_seen(before) && server.has_seen(meanwhile));
+    let mut changes = Client::new(&lines).unwrap().changes();
+    assert_eq!(changes.pending(), None);
+    let after = server.change_functions(&mut poster);
+    assert!(!server.has_seen(after));
+    changes.see(after);
+    assert!(server.has_seen(after));
+}
+
+#[test]
 fn an_answer_of_the_old_instance_is_stale_for_the_new_one() {
     let (layout, lines) = memory(1, 0);
     let (server, mut poster) = attached(layout, &lines);

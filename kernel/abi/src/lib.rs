@@ -22,7 +22,7 @@
 /// The version of this interface that [`Function::Version`] returns.
 ///
 /// The minor number grows when something is added, the major number when something changes.
-pub const VERSION: Version = Version { major: 1, minor: 1 };
+pub const VERSION: Version = Version { major: 1, minor: 2 };
 
 /// What [`Function::Uid`] returns, as the bytes of 5972701c-aa83-40fb-af07-294b314a365d.
 pub const UID: [u8; 16] = [
@@ -139,6 +139,8 @@ functions! {
     IoreqUnmap = 0xc600_0013,
     /// Sends an MSI of a function of the server to the target.
     IoreqMsi = 0xc600_0014,
+    /// Returns the function of a server that comes behind another one.
+    IoreqFunction = 0xc600_0015,
     /// Returns the number of the domain whose name is in x1 to x4.
     DomainFind = 0xc600_0020,
     /// Returns what a domain has and does.
@@ -149,6 +151,8 @@ functions! {
     PciAssign = 0xc600_0023,
     /// Takes a function away from a domain.
     PciUnassign = 0xc600_0024,
+    /// Gives a function of a device model to the domain that it serves.
+    PciEmulate = 0xc600_0025,
     /// Returns the number of functions (SMCCC general service query, deprecated by SMCCC 1.2).
     CallCount = 0x8600_ff00,
     /// Returns [`UID`] in w0 to w3 (SMCCC general service query).
