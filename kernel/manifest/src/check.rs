@@ -164,6 +164,8 @@ pub enum Mistake<'m> {
     NoTarget(&'m str),
     /// A domain serves itself.
     OwnTarget,
+    /// Its target has no bus.
+    TargetNoBridge(&'m str),
     /// A list of no ranges.
     RangesEmpty,
     /// A range without bytes, or not of whole pages.
@@ -519,6 +521,9 @@ impl Manifest {
         let Some((_, target)) = self.domain(&server.target) else {
             return report("target", Mistake::NoTarget(&server.target));
         };
+        if !target.host_bridge && target.name != domain.name {
+            report("target", Mistake::TargetNoBridge(&server.target));
+        }
         if let Grant::Ranges(ranges) = &server.memory {
             check_ranges(ranges, target.memory, report);
         }
@@ -706,6 +711,7 @@ impl fmt::Display for Mistake<'_> {
             Self::NoServer(name)         => write!(f, "no domain has a server {name}; write \"vpci\", or give the device model's domain a server of that name"),
             Self::ServerOfOther(name, target) => write!(f, "server {name} serves domain {target}; name a server whose target is this domain"),
             Self::NoTarget(name)         => write!(f, "there is no domain {name}; name the domain whose devices it models"),
+            Self::TargetNoBridge(name)   => write!(f, "domain {name} has no host bridge to put functions below; write host_bridge = true there"),
             Self::OwnTarget              => write!(f, "a domain cannot model its own devices; name another"),
             Self::RangesEmpty            => write!(f, "the list is empty; write \"none\""),
             Self::RangeUnaligned(range)  => write!(f, "{range} is not one page of 4K or more; write multiples of 0x1000"),

@@ -208,6 +208,7 @@ fn an_impossible_system_is_refused_with_place_and_mend() {
         (|m| m.domains[0].functions[1].backend = Backend::Server("no".into()), "domain linux: function 0000:00:02.0: backend: no domain has a server no; write \"vpci\", or give the device model's domain a server of that name"),
 
         (|m| m.domains[1].servers[0].target = "no".into(), "domain disk: server blk0: target: there is no domain no; name the domain whose devices it models"),
+        (|m| { m.domains[0].functions.clear(); m.domains[0].host_bridge = false; }, "domain disk: server blk0: target: domain linux has no host bridge to put functions below; write host_bridge = true there"),
         (|m| m.domains[1].servers[0].target = "disk".into(), "domain disk: server blk0: target: a domain cannot model its own devices; name another"),
         (|m| { let s = m.domains[1].servers[0].clone(); m.domains[1].servers.push(s) }, "domain disk: server blk0: name: the name is taken; choose another"),
         (|m| m.domains[1].servers[0].name = "vpci".into(), "domain disk: server vpci: name: vpci stands for the hypervisor; choose another name"),
@@ -258,10 +259,15 @@ fn a_domain_without_host_bridge_has_no_functions() {
     let expected = "slot: the domain has no host bridge to put a function below; write host_bridge \
                     = true";
     let errors = errors(&manifest);
-    assert_eq!(errors.len(), 2);
+    assert_eq!(errors.len(), 3);
     assert!(
-        errors.iter().all(|error| error.ends_with(expected)),
+        errors[..2].iter().all(|error| error.ends_with(expected)),
         "{errors:?}"
+    );
+    assert_eq!(
+        errors[2],
+        "domain disk: server blk0: target: domain linux has no host bridge to put functions below; \
+         write host_bridge = true there"
     );
 }
 
