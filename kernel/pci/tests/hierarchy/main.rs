@@ -856,7 +856,7 @@ fn phantom_functions_are_turned_off() {
     let control = || machine.at(name("00:01.0"), |node| node.word(0x54 + 8));
     assert_eq!(control(), Some(0x291f), "the rest is firmware's");
     let method = found.reset_method(0, |_| false).expect("a reset");
-    let reset = found.reset(0, method).run(&machine, &found, |_| {});
+    let reset = found.reset(0, method).run(&machine, &found, wait);
     assert_eq!((reset, control()), (Ok(()), Some(0x291f)));
 }
 
