@@ -59,6 +59,8 @@ mod tests {
         tables: BTreeMap<u64, Vec<u64>>,
         limit: usize,
         next: u64,
+        /// How often there was none.
+        refused: u32,
     }
 
     impl Tables {
@@ -67,6 +69,7 @@ mod tests {
                 tables: BTreeMap::new(),
                 limit,
                 next: 0x8000_0000,
+                refused: 0,
             }
         }
     }
@@ -74,6 +77,7 @@ mod tests {
     impl Frames for Tables {
         fn allocate(&mut self) -> Option<Pa> {
             if self.tables.len() >= self.limit {
+                self.refused += 1;
                 return None;
             }
             self.next += PAGE_SIZE;
@@ -192,8 +196,9 @@ mod tests {
                     1 => ones(place),
                     number => own(number),
                 };
-                let (full, invalidated) = (tables.tables.len() >= limit, tlb.0.get());
+                let (refused, invalidated) = (tables.refused, tlb.0.get());
                 put(&mut stage2, &mut tables, &tlb, ipa(place), page);
+                let full = tables.refused > refused;
                 for (other, before) in places().zip(before) {
                     let now = shows(&stage2, &tables, other);
                     if other == place {
