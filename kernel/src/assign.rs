@@ -4,7 +4,8 @@
 //! carried on by steps. What is given away is undone if a step fails (`kernel::give`).
 //!
 //! Taking it back cannot fail half-way: it is off the bus and reaches nothing before the call waits for
-//! its reset.
+//! its reset. If it is in one that its domain asked for, the end of that is waited for; no other one begins
+//! meanwhile, so that no guest keeps a function by resetting it again and again.
 
 use crate::domain::{self, Domain};
 use crate::memory;
@@ -16,6 +17,10 @@ use kernel::give::{self, Parts};
 use kernel::steps::Advance;
 use pci::{ClaimError, Method, Progress, Wish};
 use vpci::{Sbdf, Vendor};
+
+/// How often it is looked whether a function that is wanted back is through with a reset that its domain
+/// asked for, in milliseconds.
+const RECALL: u32 = 5;
 
 /// Something that is on its way.
 #[expect(
@@ -62,6 +67,14 @@ pub(crate) struct Take {
     physical: &'static Physical,
     domain: Arc<Domain>,
     slot: Sbdf,
+    /// The domain that takes it is the one that has it.
+    is_own: bool,
+    /// What was taken; before, it is in a reset that its domain asked for.
+    taken: Option<Taken>,
+}
+
+/// A function that is off the bus.
+struct Taken {
     index: usize,
     reset: Option<Resetting>,
 }
@@ -88,9 +101,17 @@ impl Operation {
         Give::new(domain, host, wish, look).map(Self::Give)
     }
 
-    /// Takes a function off a domain's bus, and starts to make it free.
-    pub(crate) fn take(domain: Arc<Domain>, slot: Sbdf) -> Result<Self, AssignError> {
-        Take::new(domain, slot).map(Self::Take)
+    /// Starts to take a function off a domain's bus, and to make it free. `is_own` says that this domain
+    /// is the one that wants it.
+    pub(crate) fn take(domain: Arc<Domain>, slot: Sbdf, is_own: bool) -> Result<Self, AssignError> {
+        let physical = physical::get().ok_or(AssignError::NoPci)?;
+        Ok(Self::Take(Take {
+            physical,
+            domain,
+            slot,
+            is_own,
+            taken: None,
+        }))
     }
 
     /// Takes the next step.
@@ -318,36 +339,41 @@ impl Parts for Giving {
 }
 
 impl Take {
-    fn new(domain: Arc<Domain>, slot: Sbdf) -> Result<Self, AssignError> {
-        let physical = physical::get().ok_or(AssignError::NoPci)?;
+    /// Takes the function off the bus, once it is in no reset that its domain asked for.
+    fn begin(&self) -> Result<Option<Taken>, AssignError> {
+        let Self {
+            physical, domain, ..
+        } = self;
         let mut bus = domain.pci.as_ref().ok_or(AssignError::NoBus)?.lock();
-        let index = bus.given(slot)?.index();
-        let mut owners = physical.owners.lock();
-        let method = owners
-            .take_back(&physical.found, index)
-            .map_err(AssignError::Claim)?;
-        drop(owners);
-        let taken = bus.take(&domain, slot);
+        let Some(index) = bus.recall(self.slot, self.is_own)? else {
+            return Ok(None);
+        };
+        let method = physical.owners.lock().take_back(&physical.found, index);
+        let method = method.map_err(|error| {
+            bus.keep(self.slot);
+            AssignError::Claim(error)
+        })?;
+        let taken = bus.take(domain, self.slot);
         drop(bus);
         if let Some(mut assigned) = taken {
             assigned.free_vectors(physical);
         }
         let reset = method.map(|method| Resetting::new(physical.found.reset(index, method)));
-        Ok(Self {
-            physical,
-            domain,
-            slot,
-            index,
-            reset,
-        })
+        Ok(Some(Taken { index, reset }))
     }
 
     fn step(&mut self) -> Result<Advance, AssignError> {
+        if self.taken.is_none() {
+            self.taken = self.begin()?;
+        }
+        let Some(Taken { index, reset }) = &mut self.taken else {
+            return Ok(Advance::Wait(RECALL));
+        };
         let (host, name) = (
-            self.physical.found.devices()[self.index].sbdf,
+            self.physical.found.devices()[*index].sbdf,
             self.domain.name(),
         );
-        let progress = match &mut self.reset {
+        let progress = match reset {
             Some(reset) => reset.step(),
             None => {
                 // Until it is given again nobody reaches it, nor it anybody.
@@ -358,11 +384,11 @@ impl Take {
         if let Ok(Progress::Wait(milliseconds)) = progress {
             return Ok(Advance::Wait(milliseconds));
         }
-        self.reset = None;
+        *reset = None;
         self.physical
             .owners
             .lock()
-            .release(self.index, progress.is_ok());
+            .release(*index, progress.is_ok());
         info!("domain {name}: {} is {host} no more", self.slot);
         progress.map_err(|error| {
             error!("{host}, which domain {name} had, goes to nobody: {error}");

@@ -58,20 +58,10 @@ pub(crate) struct Bus {
     /// Passed-through functions. A place is empty while its function is on its way, and after it was
     /// taken back.
     functions: Vec<Option<Assigned>>,
-    life: Life,
+    /// Its domain has stopped for good.
+    is_gone: bool,
     /// What the guest reads of it without EL2.
     pages: Pages,
-}
-
-/// What the bus's domain does.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Life {
-    /// It runs, or is about to.
-    Runs,
-    /// It has stopped, and its functions are being reset.
-    Stops,
-    /// It has stopped for good.
-    Gone,
 }
 
 /// Who answers an access that EL2 does not.
@@ -128,7 +118,7 @@ impl Bus {
             bridge: Emulated::host_bridge(),
             stub: Emulated::stub(),
             functions: Vec::new(),
-            life: Life::Runs,
+            is_gone: false,
             pages: Pages::new()?,
         })
     }
@@ -217,7 +207,7 @@ impl Bus {
     ) -> Answer {
         let in_reset = |id: usize| {
             let function = self.functions.get(id).and_then(Option::as_ref);
-            function.is_some_and(Assigned::is_resetting)
+            function.is_some_and(|function| function.is_resetting() || function.is_recalled())
         };
         match self.bus.route(access.sbdf()) {
             None | Some(Owner::Stub) => {}
@@ -410,7 +400,8 @@ impl Bus {
     }
 
     /// Puts the functions at the slots that `which` tells into the state of power-on: returns the resets
-    /// that this takes. Those that are reset with another one have none of their own.
+    /// that this takes. Those that are reset with another one have none of their own; nor have those that are
+    /// to be taken back, which are reset then.
     fn start_resets(&mut self, domain: &Domain, which: impl Fn(Sbdf) -> bool) -> Vec<Resetting> {
         let mut resets: Vec<Resetting> = Vec::new();
         for id in 0..self.functions.len() {
@@ -425,6 +416,9 @@ impl Bus {
             let Some(Some(assigned)) = self.functions.get_mut(id) else {
                 continue;
             };
+            if assigned.is_recalled() && !assigned.is_resetting() {
+                continue;
+            }
             assigned.stop(domain);
             let index = assigned.index();
             if resets.iter().any(|reset| reset.covers(index)) {
@@ -437,6 +431,12 @@ impl Bus {
                 } else {
                     error!("domain {}: no memory to reset a device", domain.name());
                 }
+            }
+        }
+        for assigned in self.functions.iter_mut().flatten() {
+            let index = assigned.index();
+            if assigned.is_recalled() && resets.iter().any(|reset| reset.covers(index)) {
+                assigned.stop(domain);
             }
         }
         resets
@@ -483,7 +483,7 @@ impl Bus {
 
     /// Keeps a slot for a physical function, which nobody sees before `put`. Returns its place.
     pub(crate) fn reserve(&mut self, domain: &Domain, slot: Sbdf) -> Result<usize, AssignError> {
-        if self.life == Life::Gone {
+        if self.is_gone {
             return Err(AssignError::Gone);
         }
         let mut ports = domain.config.ports.iter();
@@ -541,7 +541,7 @@ impl Bus {
         id: usize,
         mut assigned: Assigned,
     ) -> Option<Assigned> {
-        let (Some(place), true) = (self.functions.get_mut(id), self.life != Life::Gone) else {
+        let (Some(place), false) = (self.functions.get_mut(id), self.is_gone) else {
             return Some(assigned);
         };
         let slot = assigned.slot();
@@ -554,22 +554,42 @@ impl Bus {
         None
     }
 
-    /// Returns the function that was given to the domain at a slot, if it can be taken back now.
-    pub(crate) fn given(&self, slot: Sbdf) -> Result<&Assigned, AssignError> {
+    /// Returns which of the machine's functions was given to the domain at a slot, if it can be taken back
+    /// now: then `take` follows, or `keep`. `None` while it is in a reset that its domain asked for; from
+    /// here on no other one begins. If that domain `is_own` of who wants it back, that is an error: when it
+    /// has stopped, it waits for who takes, and its resets end with it.
+    pub(crate) fn recall(
+        &mut self,
+        slot: Sbdf,
+        is_own: bool,
+    ) -> Result<Option<usize>, AssignError> {
         let Some(Owner::Vpci(id)) = self.bus.owner(slot) else {
             return Err(AssignError::NothingThere);
         };
-        match self.functions.get(id) {
-            Some(Some(assigned)) if self.life == Life::Stops || assigned.is_resetting() => {
-                Err(AssignError::Resetting)
-            }
-            Some(Some(assigned)) => Ok(assigned),
-            _ => Err(AssignError::OnItsWay),
+        let Some(Some(assigned)) = self.functions.get_mut(id) else {
+            return Err(AssignError::OnItsWay);
+        };
+        if !assigned.is_resetting() {
+            return Ok(Some(assigned.index()));
+        }
+        assigned.recall(!is_own);
+        if is_own {
+            return Err(AssignError::Resetting);
+        }
+        Ok(None)
+    }
+
+    /// Leaves a function to the domain, which was to be taken back.
+    pub(crate) fn keep(&mut self, slot: Sbdf) {
+        if let Some(Owner::Vpci(id)) = self.bus.owner(slot)
+            && let Some(Some(assigned)) = self.functions.get_mut(id)
+        {
+            assigned.recall(false);
         }
     }
 
     /// Takes a function off the bus: from here on its slot is empty, nothing of it is mapped, and it
-    /// reaches nothing. [`Bus::given`] has said that it is there.
+    /// reaches nothing. [`Bus::recall`] has said that it is there.
     pub(crate) fn take(&mut self, domain: &Domain, slot: Sbdf) -> Option<Assigned> {
         let Some(Owner::Vpci(id)) = self.bus.owner(slot) else {
             return None;
@@ -589,7 +609,6 @@ impl Bus {
     /// Puts all functions into the state of power-on for a domain that starts again: returns the
     /// resets that this takes.
     pub(crate) fn reset(&mut self, domain: &Domain) -> Vec<Resetting> {
-        self.life = Life::Stops;
         self.bridge.reset();
         self.bus.reset_ports();
         let mut after = None;
@@ -602,7 +621,6 @@ impl Bus {
 
     /// Makes functions usable again after their reset, which disables them.
     pub(crate) fn after_reset(&mut self, domain: &Domain) {
-        self.life = Life::Runs;
         for assigned in self.functions.iter_mut().flatten() {
             assigned.enable(domain);
         }
@@ -635,7 +653,7 @@ impl Bus {
     /// Takes the functions away from a domain that stops for good: they reach nothing, and interrupt
     /// nobody.
     pub(crate) fn silence(&mut self, domain: &Domain) {
-        self.life = Life::Gone;
+        self.is_gone = true;
         for id in 0..self.functions.len() {
             if let Some(Some(assigned)) = self.functions.get_mut(id) {
                 assigned.forget();

@@ -31,7 +31,10 @@ pub(crate) fn handle(running: &mut Running<'_>, function: Function) -> Next {
             Function::DomainInfo => domain(a).map(|domain| info(&domain)),
             Function::PciInfo => pci_info(a),
             Function::PciAssign => return start(running, assign(a, b, c, d)),
-            Function::PciUnassign => return start(running, unassign(a, b)),
+            Function::PciUnassign => {
+                let operation = unassign(running.domain, a, b);
+                return start(running, operation);
+            }
             _ => Err(Status::NotSupported),
         }
     };
@@ -129,10 +132,11 @@ fn assign(number: u64, host: u64, slot: u64, flags: u64) -> Result<Operation, St
 }
 
 /// PCI_UNASSIGN.
-fn unassign(number: u64, slot: u64) -> Result<Operation, Status> {
+fn unassign(caller: &Domain, number: u64, slot: u64) -> Result<Operation, Status> {
     let target = domain(number)?;
     let slot = sbdf(slot)?;
-    Operation::take(target, slot).map_err(|error: AssignError| error.status())
+    let is_own = target.id == caller.id;
+    Operation::take(target, slot, is_own).map_err(|error: AssignError| error.status())
 }
 
 /// Starts an operation that the running vCPU waits for.

@@ -20,7 +20,7 @@ impl Operation {
         Err(AssignError::NotBuilt)
     }
 
-    pub(crate) fn take(_domain: Arc<Domain>, _slot: Sbdf) -> Result<Self, AssignError> {
+    pub(crate) fn take(_: Arc<Domain>, _slot: Sbdf, _is_own: bool) -> Result<Self, AssignError> {
         Err(AssignError::NotBuilt)
     }
 

@@ -61,6 +61,14 @@ impl Assigned {
         match *self {}
     }
 
+    pub(crate) fn recall(&mut self, _recalled: bool) {
+        match *self {}
+    }
+
+    pub(crate) fn is_recalled(&self) -> bool {
+        match *self {}
+    }
+
     pub(crate) fn set_upstream(&mut self, _upstream: Upstream) -> bool {
         match *self {}
     }

@@ -55,6 +55,8 @@ pub(crate) struct Assigned {
     /// The parts of its BARs that are not mapped for the guest: where, and their registers.
     trapped: Vec<(u64, Foreign)>,
     vectors: Option<Vectors>,
+    /// It is to be taken back as soon as it is in no reset that the domain asked for.
+    recalled: bool,
     /// Its pin's place among the domain's, and the machine's line and the domain's SPI that it has.
     pin: Option<intx::Key>,
     wiring: Option<Wiring>,
@@ -260,6 +262,7 @@ impl Assigned {
             model,
             trapped,
             vectors: None,
+            recalled: false,
             pin: None,
             wiring: line.map(|(pin, line)| Wiring {
                 line,
@@ -346,6 +349,16 @@ impl Assigned {
     /// Returns whether it is in a reset that the domain asked for.
     pub(crate) fn is_resetting(&self) -> bool {
         self.model.is_in_reset()
+    }
+
+    /// Says whether it is to be taken back.
+    pub(crate) fn recall(&mut self, recalled: bool) {
+        self.recalled = recalled;
+    }
+
+    /// Returns whether it is to be taken back.
+    pub(crate) fn is_recalled(&self) -> bool {
+        self.recalled
     }
 
     /// Says what gets through the port above, and returns whether there are effects.

@@ -10,7 +10,7 @@
 //! leave NUMBER HOST SLOT             this domain resets while it gives a function
 //! along NUMBER HOST SLOT NUMBER HOST SLOT
 //!                                    gives one, and another while that is on its way
-//! sign NUMBER HOST SLOT HOST SLOT    gives one without a reset, and another, and tries to take that back
+//! sign NUMBER HOST SLOT HOST SLOT    gives one without a reset, and another, and who has that then
 //! off                                this domain powers off
 //! ```
 
@@ -140,8 +140,8 @@ fn obey(platform: &Platform, words: &[&str]) -> Option<()> {
             let task = Task::parse(number, host, slot, &[])?;
             let given = name(sign.give().and_then(|()| task.give()));
             let state = smccc::domain_info(task.domain).map_or(u64::MAX, |(state, _)| state);
-            let taken = name(smccc::pci_unassign(task.domain, task.slot.into()));
-            println!("control: sign {host}: {given}, state {state}, {taken}");
+            let owner = smccc::pci_info(task.host.into()).map_or(u64::MAX, |(state, _)| state);
+            println!("control: sign {host}: {given}, state {state}, then {owner}");
         }
         ["leave", number, host, slot] => {
             let task = Task::parse(number, host, slot, &[])?;

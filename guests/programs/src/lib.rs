@@ -16,6 +16,8 @@ pub mod edu;
 #[cfg(target_os = "none")]
 pub mod functions;
 #[cfg(target_os = "none")]
+pub mod holder;
+#[cfg(target_os = "none")]
 pub mod hostile;
 #[cfg(target_os = "none")]
 pub mod igb;
