@@ -451,7 +451,11 @@ fn iommu(node: Node<'_>, window: Window, streams: Option<&RidMap>) -> Option<Iom
     Some(Iommu {
         name: or_give_up!(fallible::display(node.path()), node),
         phandle,
-        interrupts: [number("eventq"), number("gerror")],
+        interrupts: match number("combined") {
+            // One line for all of them (devicetree binding arm,smmu-v3).
+            Some(combined) => [Some(combined), None],
+            None => [number("eventq"), number("gerror")],
+        },
         state: Mutex::new(IommuState {
             guard: Guard::new(Driver(smmu)),
             strangers: Second::default(),
@@ -513,6 +517,10 @@ impl Physical {
     fn enable_interrupts(&self) {
         let machine = machine::get();
         for iommu in &self.smmus {
+            if iommu.interrupts == [None, None] {
+                let name = &iommu.name;
+                warning!("{name}: it has no interrupts: DMA faults are not reported");
+            }
             for number in iommu.interrupts.into_iter().flatten() {
                 let mut distributor = machine.distributor.lock();
                 match distributor.spi(IntId::new(number)) {
