@@ -168,12 +168,13 @@ impl Stage1 {
 }
 
 registers! {
-    /// The EL1 virtual and physical timers.
+    /// The EL1 virtual and physical timers. Each is set before it is turned on: with what it was set to for
+    /// another vCPU its line might go up.
     Timers {
-        virtual_control = "cntv_ctl_el0",
         virtual_compare = "cntv_cval_el0",
-        physical_control = "cntp_ctl_el0",
+        virtual_control = "cntv_ctl_el0",
         physical_compare = "cntp_cval_el0",
+        physical_control = "cntp_ctl_el0",
     }
 }
 
@@ -380,8 +381,8 @@ mod tests {
         ];
         for (vc, v, pc, p, offset, deadline) in cases {
             let timers = Timers {
-                virtual_control: vc, virtual_compare: v,
-                physical_control: pc, physical_compare: p,
+                virtual_compare: v, virtual_control: vc,
+                physical_compare: p, physical_control: pc,
             };
             assert_eq!(timers.deadline(offset), deadline, "{timers:?}");
         }
