@@ -28,11 +28,6 @@ macro_rules! address {
                 }
             }
 
-            /// Returns the distance in bytes from `start`, or `None` if `start` lies beyond.
-            pub const fn offset_from(self, start: Self) -> Option<u64> {
-                self.0.checked_sub(start.0)
-            }
-
             /// Returns the greatest multiple of `align`, a power of two, that is not above.
             pub const fn align_down(self, align: u64) -> Self {
                 assert!(align.is_power_of_two());

@@ -67,28 +67,12 @@ instruction! {
     tlbi_vmalle1, "tlbi vmalle1"
 }
 instruction! {
-    /// Invalidates all translations of EL2, on all pCPUs.
-    tlbi_alle2is, "tlbi alle2is"
-}
-instruction! {
     /// Invalidates all translations of EL1 and EL0, of every VMID, on all pCPUs.
     tlbi_alle1is, "tlbi alle1is"
 }
 instruction! {
     /// Invalidates all instruction caches, on all pCPUs.
     ic_ialluis, "ic ialluis"
-}
-
-/// Invalidates EL2's translation of the page at `va` on all pCPUs.
-#[inline(always)]
-pub fn tlbi_vae2is(va: u64) {
-    #[cfg(target_os = "none")]
-    // SAFETY: an invalidation changes no memory.
-    unsafe {
-        core::arch::asm!("tlbi vae2is, {}", in(reg) va >> 12, options(nostack));
-    }
-    #[cfg(not(target_os = "none"))]
-    let _ = va;
 }
 
 /// Invalidates the stage 2 translation of the page at `ipa` for the current VMID on all pCPUs.

@@ -196,17 +196,6 @@ impl Timers {
             (one, other) => one.or(other),
         }
     }
-
-    /// Returns whether the virtual timer's line is high at `now` of the physical counter.
-    pub fn virtual_line(&self, now: u64, offset: u64) -> bool {
-        self.virtual_control & TIMER_ARMED_MASK == TIMER_ENABLED
-            && now.wrapping_sub(offset) >= self.virtual_compare
-    }
-
-    /// Returns whether the physical timer's line is high at `now`.
-    pub fn physical_line(&self, now: u64) -> bool {
-        self.physical_control & TIMER_ARMED_MASK == TIMER_ENABLED && now >= self.physical_compare
-    }
 }
 
 /// The FP and SIMD registers.
@@ -497,17 +486,5 @@ mod tests {
         assert_eq!(simd.v[31], [2, 1]);
         assert_eq!(simd.register(31), 1 << 64 | 2);
         assert_eq!((simd.register(30), simd.register(32)), (0, 0));
-    }
-
-    #[test]
-    fn a_line_is_high_from_the_compare_value_on() {
-        let timers = Timers {
-            virtual_control: 1,
-            virtual_compare: 100,
-            physical_control: 1,
-            physical_compare: 100,
-        };
-        assert!(!timers.virtual_line(109, 10) && timers.virtual_line(110, 10));
-        assert!(!timers.physical_line(99) && timers.physical_line(100));
     }
 }

@@ -63,16 +63,6 @@ impl IntId {
         Self(number)
     }
 
-    /// Returns the `n`th shared interrupt, as device trees count them.
-    pub const fn spi(n: u32) -> Self {
-        Self(32 + n)
-    }
-
-    /// Returns the `n`th private interrupt, as device trees count them.
-    pub const fn ppi(n: u32) -> Self {
-        Self(16 + n)
-    }
-
     /// Returns the number.
     pub const fn get(self) -> u32 {
         self.0
@@ -247,8 +237,6 @@ mod tests {
             assert_eq!(IntId::new(next - 1).kind(), kind);
         }
         assert_eq!(IntId::new(u32::MAX).kind(), Kind::Lpi);
-        assert_eq!(IntId::spi(1), IntId::new(33));
-        assert_eq!(IntId::ppi(11), IntId::new(27));
     }
 
     #[test]

@@ -52,7 +52,6 @@ struct Bank {
     icenabler: Reg32,
     ispendr: Reg32,
     icpendr: Reg32,
-    isactiver: Reg32,
     icactiver: Reg32,
     ipriorityr: usize,
     icfgr: Reg32,
@@ -67,7 +66,6 @@ const SHARED: Bank = Bank {
     icenabler: Reg32::at(0x0180),
     ispendr: Reg32::at(0x0200),
     icpendr: Reg32::at(0x0280),
-    isactiver: Reg32::at(0x0300),
     icactiver: Reg32::at(0x0380),
     ipriorityr: 0x0400,
     icfgr: Reg32::at(0x0c00),
@@ -82,7 +80,6 @@ const EXTENDED: Bank = Bank {
     icenabler: Reg32::at(0x1400),
     ispendr: Reg32::at(0x1600),
     icpendr: Reg32::at(0x1800),
-    isactiver: Reg32::at(0x1a00),
     icactiver: Reg32::at(0x1c00),
     ipriorityr: 0x2000,
     icfgr: Reg32::at(0x3000),
@@ -230,55 +227,9 @@ impl<B: Bus> Distributor<B> {
         self.wait()
     }
 
-    /// Returns whether an interrupt is let through.
-    pub fn is_enabled(&self, spi: Spi) -> bool {
-        self.test(&spi.bank().isenabler, spi)
-    }
-
-    /// Makes an interrupt pending, or not pending. A line that is high stays pending.
-    pub fn set_pending(&self, spi: Spi, pending: bool) {
-        let bank = spi.bank();
-        let register = if pending {
-            &bank.ispendr
-        } else {
-            &bank.icpendr
-        };
-        register.nth(spi.index() / 32).set(&self.bus, spi.bit());
-    }
-
     /// Returns whether an interrupt is pending.
     pub fn is_pending(&self, spi: Spi) -> bool {
         self.test(&spi.bank().ispendr, spi)
-    }
-
-    /// Makes an interrupt active, or not active.
-    pub fn set_active(&self, spi: Spi, active: bool) {
-        let bank = spi.bank();
-        let register = if active {
-            &bank.isactiver
-        } else {
-            &bank.icactiver
-        };
-        register.nth(spi.index() / 32).set(&self.bus, spi.bit());
-    }
-
-    /// Returns whether an interrupt is active.
-    pub fn is_active(&self, spi: Spi) -> bool {
-        self.test(&spi.bank().isactiver, spi)
-    }
-
-    /// Sets the priority of an interrupt.
-    pub fn set_priority(&self, spi: Spi, priority: Priority) {
-        self.bus
-            .write8(spi.bank().ipriorityr + spi.index(), priority.get());
-    }
-
-    /// Sends an interrupt to `target` from now on. It may be enabled meanwhile.
-    pub fn route(&self, spi: Spi, target: Affinity) {
-        spi.bank()
-            .irouter
-            .nth(spi.index())
-            .set(&self.bus, target.mpidr());
     }
 
     /// Says what the line of an interrupt is like, and returns whether the distributor lets that be
@@ -443,29 +394,17 @@ mod tests {
         let uart = distributor.spi(IntId::new(33)).unwrap();
         let extended = distributor.spi(IntId::new(4096 + 33)).unwrap();
         let last = || bus.writes.borrow().last().copied().unwrap();
-        for (spi, enable, disable, pend, unpend, activate, deactivate, priority, route, config) in [
-            (uart,     0x0104, 0x0184, 0x0204, 0x0284, 0x0304, 0x0384, 0x0421, 0x6108, 0x0c08),
-            (extended, 0x1204, 0x1404, 0x1604, 0x1804, 0x1a04, 0x1c04, 0x2021, 0x8108, 0x3008),
+        for (spi, enable, disable, pending, config) in [
+            (uart,     0x0104, 0x0184, 0x0204, 0x0c08),
+            (extended, 0x1204, 0x1404, 0x1604, 0x3008),
         ] {
             distributor.enable(spi);
             assert_eq!(last(), (enable, 2));
-            assert!(distributor.is_enabled(spi));
             distributor.disable(spi).unwrap();
             assert_eq!(last(), (disable, 2));
-            distributor.set_pending(spi, true);
-            assert_eq!(last(), (pend, 2));
+            assert!(!distributor.is_pending(spi));
+            bus.preset32(pending, 2);
             assert!(distributor.is_pending(spi));
-            distributor.set_pending(spi, false);
-            assert_eq!(last(), (unpend, 2));
-            distributor.set_active(spi, true);
-            assert_eq!(last(), (activate, 2));
-            assert!(distributor.is_active(spi));
-            distributor.set_active(spi, false);
-            assert_eq!(last(), (deactivate, 2));
-            distributor.set_priority(spi, Priority::HIGH);
-            assert_eq!(last(), (priority, 0x80));
-            distributor.route(spi, Affinity::from_mpidr(0x1_0000_0203));
-            assert_eq!(last(), (route, 0x1_0000_0203));
             assert!(distributor.configure(spi, Trigger::Edge));
             assert_eq!(last(), (config, 0b1000));
             assert!(distributor.configure(spi, Trigger::Level));

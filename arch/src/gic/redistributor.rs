@@ -63,7 +63,6 @@ const GICR_PIDR2: Reg32 = Reg32::at(0xffe8);
 const GICR_IGROUPR: Reg32 = Reg32::at(0x10080);
 const GICR_ISENABLER: Reg32 = Reg32::at(0x10100);
 const GICR_ICENABLER: Reg32 = Reg32::at(0x10180);
-const GICR_ISPENDR: Reg32 = Reg32::at(0x10200);
 const GICR_ICPENDR: Reg32 = Reg32::at(0x10280);
 const GICR_ISACTIVER: Reg32 = Reg32::at(0x10300);
 const GICR_ICACTIVER: Reg32 = Reg32::at(0x10380);
@@ -216,42 +215,11 @@ impl<B: Bus> Redistributor<B> {
         }
     }
 
-    /// Returns the private interrupt of this number, if the redistributor has it.
-    pub fn local(&self, id: IntId) -> Result<Local, Error> {
-        Local::new(id)
-            .filter(|local| local.index() < 32 * self.words())
-            .ok_or(Error::NoSuchInterrupt(id))
-    }
-
     /// Lets an interrupt through.
     pub fn enable(&self, local: Local) {
         GICR_ISENABLER
             .nth(local.index() / 32)
             .set(&self.bus, local.bit());
-    }
-
-    /// Stops an interrupt. When this returns it is not forwarded any more.
-    pub fn disable(&self, local: Local) -> Result<(), Error> {
-        GICR_ICENABLER
-            .nth(local.index() / 32)
-            .set(&self.bus, local.bit());
-        self.wait()
-    }
-
-    /// Returns whether an interrupt is let through.
-    pub fn is_enabled(&self, local: Local) -> bool {
-        self.test(&GICR_ISENABLER, local)
-    }
-
-    /// Makes an interrupt pending, or not pending. A line that is high stays pending.
-    pub fn set_pending(&self, local: Local, pending: bool) {
-        let register = if pending { GICR_ISPENDR } else { GICR_ICPENDR };
-        register.nth(local.index() / 32).set(&self.bus, local.bit());
-    }
-
-    /// Returns whether an interrupt is pending.
-    pub fn is_pending(&self, local: Local) -> bool {
-        self.test(&GICR_ISPENDR, local)
     }
 
     /// Makes an interrupt active, or not active: so a guest's timer is kept quiet while its vCPU has
@@ -263,17 +231,6 @@ impl<B: Bus> Redistributor<B> {
             GICR_ICACTIVER
         };
         register.nth(local.index() / 32).set(&self.bus, local.bit());
-    }
-
-    /// Returns whether an interrupt is active.
-    pub fn is_active(&self, local: Local) -> bool {
-        self.test(&GICR_ISACTIVER, local)
-    }
-
-    /// Sets the priority of an interrupt.
-    pub fn set_priority(&self, local: Local, priority: Priority) {
-        self.bus
-            .write8(GICR_IPRIORITYR + local.index(), priority.get());
     }
 
     /// Says what the line of a PPI is like, and returns whether the redistributor lets that be
@@ -323,10 +280,6 @@ impl<B: Bus> Redistributor<B> {
             return Err(Error::LpisStuck);
         }
         Ok(())
-    }
-
-    fn test(&self, register: &Reg32, local: Local) -> bool {
-        register.nth(local.index() / 32).get(&self.bus) & local.bit() != 0
     }
 
     /// Waits until the last write to GICR_CTLR or GICR_ICENABLER has taken effect.
@@ -447,31 +400,23 @@ mod tests {
         let bus = region(0x2_0000, &[typer(0, 0, LAST | 2 << 27)]); // PPIs up to 1119
         let mut redistributor = Redistributor::find(&bus, START, None, Affinity::from_mpidr(0)).unwrap().unwrap();
         let last = || bus.writes.borrow().last().copied().unwrap();
-        for (id, word, bit, priority, config) in [
-            (27,   0, 1 << 27, 0x1041b, (0x10c04, 1 << 23)),
-            (1056, 4, 1 << 0,  0x10420, (0x10c08, 1 << 1)),
-            (1119, 8, 1 << 31, 0x1045f, (0x10c14, 1 << 31)),
+        for (id, word, bit, config) in [
+            (27,   0, 1 << 27, (0x10c04, 1 << 23)),
+            (1056, 4, 1 << 0,  (0x10c08, 1 << 1)),
+            (1119, 8, 1 << 31, (0x10c14, 1 << 31)),
         ] {
-            let local = redistributor.local(IntId::new(id)).unwrap();
+            let local = Local::new(IntId::new(id)).unwrap();
             redistributor.enable(local);
             assert_eq!(last(), (0x10100 + word, bit));
-            redistributor.disable(local).unwrap();
-            assert_eq!(last(), (0x10180 + word, bit));
-            redistributor.set_pending(local, true);
-            assert_eq!(last(), (0x10200 + word, bit));
-            redistributor.set_pending(local, false);
-            assert_eq!(last(), (0x10280 + word, bit));
             redistributor.set_active(local, true);
             assert_eq!(last(), (0x10300 + word, bit));
             redistributor.set_active(local, false);
             assert_eq!(last(), (0x10380 + word, bit));
-            redistributor.set_priority(local, Priority::HIGH);
-            assert_eq!(last(), (priority, 0x80));
             assert!(redistributor.configure(local, Trigger::Edge));
             assert_eq!(last(), config);
         }
         for id in [32, 1055, 1120, 8192] {
-            assert!(redistributor.local(IntId::new(id)).is_err(), "{id}");
+            assert!(Local::new(IntId::new(id)).is_none(), "{id}");
         }
     }
 
