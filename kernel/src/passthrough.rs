@@ -217,10 +217,9 @@ fn map_trapped(model: &Model) -> Result<Vec<(u64, Foreign)>, &'static str> {
 }
 
 /// Returns the virtual port that a slot of a domain is below.
-fn port_above(domain: &Domain, slot: Sbdf) -> Option<Sbdf> {
+fn port_above(domain: &Domain, slot: Sbdf) -> Option<&manifest::Port> {
     let mut ports = domain.config.ports.iter();
-    let port = ports.find(|port| port.bus == u32::from(slot.bus()))?;
-    Some(port.slot)
+    ports.find(|port| port.bus == u32::from(slot.bus()))
 }
 
 impl Assigned {
@@ -241,7 +240,11 @@ impl Assigned {
         let setup = Setup {
             bars: &bars,
             doorbell: BusAddress::new(layout::DOORBELL),
-            position: port.map_or(Position::RootBus, |_| Position::BelowPort),
+            position: match port {
+                None => Position::RootBus,
+                Some(port) if port.ari => Position::BelowAriPort,
+                Some(_) => Position::BelowPort,
+            },
             pin: line.map_or(Pin::Hidden, |_| Pin::Shown),
             vendor,
             kind: match (device.virtual_function, device.sriov) {
@@ -269,7 +272,7 @@ impl Assigned {
                 // Below a port there is device 0 only, with all functions.
                 spi: match port {
                     None => intx::spi([slot.device()], pin),
-                    Some(port) => intx::spi([0, port.device()], pin),
+                    Some(port) => intx::spi([0, port.slot.device()], pin),
                 },
             }),
             msi: vpci::Msi::OFF,

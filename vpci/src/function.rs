@@ -39,6 +39,9 @@ pub enum Position {
     /// Below a port, with a link. Nothing gets through the port until [`Function::set_upstream`] says
     /// so.
     BelowPort,
+    /// The same, and the port can forward requests to 256 functions: all functions there are one ARI device,
+    /// of which each shows ARI (section 7.8.8).
+    BelowAriPort,
 }
 
 /// Whether a guest sees the function's interrupt pin.
@@ -371,7 +374,7 @@ impl<P: PhysicalConfig> Function<P> {
             doorbell: setup.doorbell,
             upstream: match setup.position {
                 Position::RootBus => Upstream::ROOT,
-                Position::BelowPort => Upstream::CLOSED,
+                Position::BelowPort | Position::BelowAriPort => Upstream::CLOSED,
             },
             msi: None,
             msix: None,

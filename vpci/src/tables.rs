@@ -406,10 +406,12 @@ pub const SERIAL_NUMBER: Table = Table { name: "Device Serial Number (0003h)", s
     field(0x08, 0xffff_ffff, ReadOnly,  "7.9.3",      "Serial Number, upper dword"),
 ] };
 
-/// Alternative Routing-ID Interpretation. Below a port only: an integrated endpoint has none.
+/// Alternative Routing-ID Interpretation. All functions of a device have it, or none (7.8.8): those below a
+/// port that can forward to them, whatever the device has.
 #[rustfmt::skip]
-pub const ARI: Table = Table { name: "Alternative Routing-ID Interpretation (000Eh), below a port", section: "7.8.8", size: 8, fields: &[
-    field(0x00, 0x000f_ffff, ReadOnly,  "7.8.8.1",    "Extended Capability ID, Capability Version"),
+pub const ARI: Table = Table { name: "Alternative Routing-ID Interpretation (000Eh), below a port with ARI Forwarding", section: "7.8.8", size: 8, fields: &[
+    field(0x00, 0x000f_ffff, Fixed,     "7.8.8.1",    "Extended Capability ID, Capability Version")
+        .because("Shown whether the device has it or not: of an ARI device, each function has"),
     field(0x00, 0xfff0_0000, Fixed,     "7.8.8.1",    "Next Capability Offset"),
     field(0x04, 0x0000_0003, Hidden,    "7.8.8.2",    "MFVC Function Groups Capability, ACS Function Groups Capability"),
     field(0x04, 0x0000_00fc, Hidden,    "7.8.8.2",    "Reserved"),

@@ -359,15 +359,17 @@ fn the_serial_number_is_found_wherever_it_is() {
 #[test]
 #[rustfmt::skip]
 fn the_extended_chain_is_rewritten_in_the_devices_order() {
-    use Position::{BelowPort, RootBus};
+    use Position::{BelowAriPort, BelowPort, RootBus};
     type Case<'a> = (&'a str, &'a [(u16, u32)], Position, &'a [(u32, u32)]);
     let cases: &[Case<'_>] = &[
         ("all",        &[(0x100, 0x1401_0001), (0x140, 0x1501_0003), (0x150, 0x1601_000e), (0x160, 0x0001_0018)],
-                       BelowPort, &[(0x100, 1), (0x140, 3), (0x150, 0xe), (0x160, 0x18)]),
+                       BelowAriPort, &[(0x100, 1), (0x140, 3), (0x150, 0xe), (0x160, 0x18)]),
+        ("no ARI",     &[(0x100, 0x1401_0001), (0x140, 0x1501_0003), (0x150, 0x1601_000e), (0x160, 0x0001_0018)],
+                       BelowPort, &[(0x100, 1), (0x140, 3), (0x160, 0x18)]),
         ("integrated", &[(0x100, 0x1401_0001), (0x140, 0x1501_0003), (0x150, 0x1601_000e), (0x160, 0x0001_0018)],
                        RootBus, &[(0x100, 1), (0x140, 3)]),
         ("backwards",  &[(0x100, 0x2001_0018), (0x200, 0x1801_000e), (0x180, 0x1401_0003), (0x140, 0x0002_0001)],
-                       BelowPort, &[(0x100, 0x18), (0x200, 0xe), (0x180, 3), (0x140, 1)]),
+                       BelowAriPort, &[(0x100, 0x18), (0x200, 0xe), (0x180, 3), (0x140, 1)]),
         ("denied",     &[(0x100, 0x1401_0010), (0x140, 0x1501_000f), (0x150, 0x1601_0013), (0x160, 0x1701_001b),
                          (0x170, 0x1801_000d), (0x180, 0x1901_0015), (0x190, 0x1a01_000b), (0x1a0, 0x0001_0023)],
                        BelowPort, &[]),
@@ -377,7 +379,13 @@ fn the_extended_chain_is_rewritten_in_the_devices_order() {
         ("itself",     &[(0x100, 0x1001_0001)], BelowPort, &[(0x100, 1)]),
         ("header",     &[(0x100, 0x0401_0001)], BelowPort, &[(0x100, 1)]),
         ("overlap",    &[(0x100, 0x1081_0001), (0x108, 0x1201_0003), (0x120, 0x1401_0018), (0x140, 0x0001_000e)],
-                       BelowPort, &[(0x100, 1), (0x140, 0xe)]),
+                       BelowAriPort, &[(0x100, 1), (0x140, 0xe)]),
+        ("first",      &[(0x100, 0x1402_000e), (0x140, 0x0001_0003)], BelowAriPort, &[(0x100, 0xe), (0x140, 3)]),
+        // Where the device has none, or none that is whole.
+        ("only",       &[], BelowAriPort, &[(0x100, 0), (0x104, 0xe)]),
+        ("behind",     &[(0x100, 0x10c1_0003), (0x10c, 0x0001_0018)], BelowAriPort, &[(0x100, 3), (0x10c, 0x18), (0x114, 0xe)]),
+        ("a gap",      &[(0x100, 0x10c1_0018), (0x10c, 0x0001_0003)], BelowAriPort, &[(0x100, 0x18), (0x10c, 3), (0x118, 0xe)]),
+        ("broken",     &[(0x100, 0xffc1_0003), (0xffc, 0x0001_000e)], BelowAriPort, &[(0x100, 3), (0x10c, 0xe)]),
         ("at the end", &[(0x100, 0xff81_0001), (0xff8, 0x0001_0018)], BelowPort, &[(0x100, 1), (0xff8, 0x18)]),
         ("cut short",  &[(0x100, 0xfe01_0018), (0xfe0, 0x0001_0001)], BelowPort, &[(0x100, 0x18)]),
         ("twice",      &[(0x100, 0x1401_0003), (0x140, 0x1801_0003), (0x180, 0x0001_0001)],
@@ -398,7 +406,7 @@ fn what_is_shown_of_extended_capabilities() {
         dwords.push((offset, header));
         dwords.extend((1..=10).map(|dword| (offset + dword * 4, 0xffff_ffff)).filter(|&(at, _)| at < 0x150 || offset == 0x150));
     }
-    let mut function = open(&dwords, &[], Position::BelowPort);
+    let mut function = open(&dwords, &[], Position::BelowAriPort);
     let cases = [
         // offset, reads,       after ones are written
         (0x104,    0xffff_f030, 0xffff_f030), // uncorrectable errors: status, mask, severity

@@ -76,7 +76,7 @@ impl Plain {
             ranges: dump.bars.clone(),
             port: match position {
                 Position::RootBus => Port::Open,
-                Position::BelowPort => Port::Closed,
+                Position::BelowPort | Position::BelowAriPort => Port::Closed,
             },
             power: None,
             flr: None,
@@ -284,7 +284,7 @@ impl Plain {
     fn express(&mut self, at: usize, setup: &Setup<'_>) -> bool {
         let header = self.physical(at);
         let kind = header >> 20 & 0xf;
-        let below = setup.position == Position::BelowPort;
+        let below = setup.position != Position::RootBus;
         self.show(at, 0x3e0f_0000); // version, interrupt message number
         match (kind, below) {
             (0 | 1 | 9, false) => self.set(at, 9 << 20),
@@ -335,7 +335,8 @@ impl Plain {
 
     /// Lays out the list of section 7.6.3.
     fn extended(&mut self, position: Position) {
-        let below = position == Position::BelowPort;
+        let below = position != Position::RootBus;
+        let ari = position == Position::BelowAriPort;
         let mut shown = Vec::new();
         let mut at = 0x100;
         while at != 0 && self.physical(at) != 0 {
@@ -355,7 +356,7 @@ impl Plain {
                     self.show(at + 8, 0xffff_ffff);
                     shown.push(at);
                 }
-                0x000e if below => {
+                0x000e if ari => {
                     self.ari = Some(at);
                     shown.push(at);
                 }
@@ -367,12 +368,29 @@ impl Plain {
             }
             at = header as usize >> 20;
         }
+        if ari && self.ari.is_none() {
+            // All functions of the device have it (7.8.8): where nothing else is.
+            let size = |at| match self.physical(at) & 0xffff {
+                0x0001 => 0x2c,
+                0x0003 => 12,
+                _ => 8,
+            };
+            let is_free =
+                |byte: &usize| !shown.iter().any(|at| (*at..*at + size(*at)).contains(byte));
+            let mut places = (0x104..0xffc).step_by(4);
+            self.ari = places.find(|at| (*at..at + 8).all(|byte| is_free(&byte)));
+            shown.extend(self.ari);
+        }
         let mut link = 0x100;
         for at in shown {
             if at != 0x100 {
                 self.set(link, u32::try_from(at).unwrap() << 20);
             }
-            self.show(at, 0x000f_ffff);
+            if self.ari == Some(at) {
+                self.set(at, 0x0001_000e);
+            } else {
+                self.show(at, 0x000f_ffff);
+            }
             link = at;
         }
     }
@@ -675,7 +693,11 @@ fn ways() -> Vec<Way> {
         Kind::Physical,
         Kind::Virtual { vendor, device },
     ] {
-        for position in [Position::RootBus, Position::BelowPort] {
+        for position in [
+            Position::RootBus,
+            Position::BelowPort,
+            Position::BelowAriPort,
+        ] {
             for pin in [Pin::Hidden, Pin::Shown] {
                 for vendor in [Vendor::Hidden, Vendor::Shown] {
                     ways.push(Way {
@@ -1051,7 +1073,7 @@ proptest! {
     #[cfg_attr(miri, ignore = "long, and without unsafe code there is little to find")]
     fn both_models_agree(
         device in 0..DUMPS.len(),
-        way in 0_usize..24,
+        way in 0_usize..36,
         open: bool,
         steps in prop::collection::vec(step(), 1..40),
     ) {

@@ -67,6 +67,9 @@ const PLAIN_LINK_STATUS: u32 = 0x1011 << 16;
 /// Device Control after a reset: relaxed ordering and no snoop on, 512 byte reads. Section 7.5.3.4.
 const DEVICE_CONTROL_RESET: u32 = 0x2810;
 
+/// Extended Capability ID and Capability Version of ARI, section 7.8.8.1.
+const ARI_HEADER: u32 = 0x0001_000e;
+
 /// Vendor of virtio devices, their Device IDs, and the type of the capability that is a window to
 /// all BARs: what is read and written in config space there is read and written in a BAR (virtio
 /// 1.2, sections 4.1.2.1 and 4.1.4.9).
@@ -93,6 +96,8 @@ struct Builder<'a, P> {
     extended: Option<u16>,
     express: bool,
     has_link: bool,
+    /// Whether it is a function of an ARI device.
+    has_ari: bool,
     /// Whether a function level reset is offered, if the device has it.
     resettable: bool,
 }
@@ -106,6 +111,7 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             extended: None,
             express: false,
             has_link: false,
+            has_ari: false,
             resettable: true,
         }
     }
@@ -420,8 +426,8 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             (ENDPOINT | LEGACY_ENDPOINT | INTEGRATED_ENDPOINT, Position::RootBus) => {
                 INTEGRATED_ENDPOINT
             }
-            (LEGACY_ENDPOINT, Position::BelowPort) => LEGACY_ENDPOINT,
-            (ENDPOINT | INTEGRATED_ENDPOINT, Position::BelowPort) => ENDPOINT,
+            (LEGACY_ENDPOINT, _) => LEGACY_ENDPOINT,
+            (ENDPOINT | INTEGRATED_ENDPOINT, _) => ENDPOINT,
             _ => return Ok(()),
         };
         // Version 1 ends with the registers that its kind of function has.
@@ -435,17 +441,19 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             return Ok(());
         }
         self.express = true;
-        if position == Position::BelowPort && physical != INTEGRATED_ENDPOINT {
-            self.has_link = true;
-            self.lay(base, LINK.get(..dwords).unwrap_or(&LINK))?;
-        }
+        self.has_ari = position == Position::BelowAriPort;
         let first = usize::from(base / 4);
-        if position == Position::BelowPort
-            && physical == INTEGRATED_ENDPOINT
-            && dwords > LINK_CONTROL
-        {
-            self.cell(first + LINK_CAPABILITIES)?.value |= PLAIN_LINK;
-            self.cell(first + LINK_CONTROL)?.value |= PLAIN_LINK_STATUS;
+        match (position, physical) {
+            (Position::RootBus, _) => {}
+            (_, INTEGRATED_ENDPOINT) if dwords > LINK_CONTROL => {
+                self.cell(first + LINK_CAPABILITIES)?.value |= PLAIN_LINK;
+                self.cell(first + LINK_CONTROL)?.value |= PLAIN_LINK_STATUS;
+            }
+            (_, INTEGRATED_ENDPOINT) => {}
+            _ => {
+                self.has_link = true;
+                self.lay(base, LINK.get(..dwords).unwrap_or(&LINK))?;
+            }
         }
         self.cell(first)?.value |= kind << 20;
         if !self.resettable {
@@ -463,14 +471,14 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
     }
 
     /// Shows the extended capabilities that are on the list: the first of each kind, in the order of
-    /// the device's chain.
+    /// the device's chain. ARI comes last, and anywhere, if the device has none.
     fn add_extended(&mut self) -> Result<(), BuildError> {
         let mut shown: [Option<(Capability, &[Register])>; 4] = [None; 4];
         for found in capability::walk_extended(&self.function.device) {
             let registers: &[Register] = match found.id {
                 extended::ERRORS => &ERRORS,
                 extended::SERIAL_NUMBER => &SERIAL_NUMBER,
-                extended::ARI if self.has_link => &ARI,
+                extended::ARI if self.has_ari => &ARI,
                 extended::LATENCY if self.has_link => &LATENCY,
                 _ => continue,
             };
@@ -488,11 +496,26 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
             self.lay(found.offset, registers)?;
             self.link_extended(found.offset)?;
             if found.id == extended::ARI {
-                let index = usize::from(found.offset / 4) + 1;
-                self.cell(index)?;
-                self.function.ari = Some(index);
+                self.add_ari(found.offset)?;
             }
         }
+        if self.has_ari && self.function.ari.is_none() {
+            // Not at the head of the chain, which leads to the others.
+            let mut places = (EXTENDED_START + 4..Offset::SPACE).step_by(4);
+            if let Some(base) = places.find(|base| self.take(*base, ARI.len())) {
+                self.link_extended(base)?;
+                self.add_ari(base)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays ARI out, which is EL2's.
+    fn add_ari(&mut self, base: u16) -> Result<(), BuildError> {
+        let index = usize::from(base / 4);
+        self.cell(index + 1)?;
+        self.cell(index)?.value |= ARI_HEADER;
+        self.function.ari = Some(index + 1);
         Ok(())
     }
 
