@@ -122,3 +122,25 @@ fn a_device_and_the_port_above_it_are_around_a_function() {
     assert_eq!(around(0x702), below(0x700, 7, 0x08));
     assert_eq!(around(0x3ff), below(0x300, 0xff, 0x09));
 }
+
+/// Also when a port has got another number since, on a segment with a number.
+#[test]
+fn all_numbers_that_lead_somewhere_or_did_are_gone_over() {
+    let sbdf = |rid| Sbdf::from_rid(3, rid);
+    let mut bus = Bus::<u8>::new(3, 0, 255).unwrap();
+    bus.add_port(sbdf(0x08), 7, false).unwrap();
+    let renumber = |bus: &mut Bus<u8>, numbers| {
+        let access = ConfigAccess::new(sbdf(0x08), Offset::new(0x18).unwrap(), Size::Four).unwrap();
+        let _ = bus.write_port(7, access, numbers);
+    };
+    renumber(&mut bus, 0x0002_0200);
+    let mut places = Places::new().unwrap();
+    places.update(&bus, |_, _| {});
+    renumber(&mut bus, 0x0005_0500);
+    let mut told = Vec::new();
+    places.update_all(&bus, |place, _| told.push(place));
+    let all = [0, 2, 5]
+        .into_iter()
+        .flat_map(|number| number << 8..=number << 8 | 0xff);
+    assert_eq!(told, all.map(sbdf).collect::<Vec<_>>());
+}

@@ -375,13 +375,10 @@ impl<'a, P: PhysicalConfig> Builder<'a, P> {
         for index in first..first + form.registers().len() {
             self.act(index, Action::Effects);
         }
-        if let Some((mask, bits)) = form.mask_bits() {
-            for index in [first + mask, first + mask + 1] {
-                if let Some(row) = self.row(index) {
-                    row.register.rw &= bits;
-                    row.register.live &= bits;
-                }
-            }
+        if let Some((mask, bits)) = form.mask_bits()
+            && let Some(row) = self.row(first + mask)
+        {
+            row.register.rw &= bits;
         }
         self.function.msi = Some(MsiModel {
             form,
