@@ -28,6 +28,8 @@ pub mod neighbour;
 #[cfg(target_os = "none")]
 pub mod nobridge;
 #[cfg(target_os = "none")]
+mod nvme;
+#[cfg(target_os = "none")]
 pub mod owner;
 #[cfg(target_os = "none")]
 mod pci;

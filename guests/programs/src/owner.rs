@@ -4,47 +4,15 @@
 //! that nobody has used; a pattern is written to it and read back; and it is kept busy until it is gone.
 //! Between, none of the memory that it was told of may change. The same program in two domains has that
 //! memory at the same addresses, so what one told the device would hit the other.
-//!
-//! NVM Express Base Specification 1.4.
-
-use alloc::alloc::{Layout, alloc};
 
 use runtime::mmio::Window;
 use runtime::platform::{HostBridge, Platform};
 use runtime::{cpu, println, timer};
 
+use crate::nvme::{self, ADMIN, IDENTIFY, Nvme, OTHER, PAGE, READ, WRITE, reg};
 use crate::pci::{self, Function};
 
-/// Device ID and vendor ID of QEMU's.
-const ID: u32 = 0x0010_1b36;
-const BAR_SIZE: usize = 0x4000;
-/// Its MSI-X table in BAR0, and the entries of it.
-const TABLE: usize = 0x2000;
-const VECTORS: usize = 65;
-
-/// Registers (3.1).
-const INTMS: usize = 0x0c;
-const CC: usize = 0x14;
-const CSTS: usize = 0x1c;
-const AQA: usize = 0x24;
-const ASQ: usize = 0x28;
-const ACQ: usize = 0x30;
-const DOORBELLS: usize = 0x1000;
-/// Enable, 64-byte submissions, 16-byte completions.
-const ENABLED: u32 = 4 << 20 | 6 << 16 | 1;
-const READY: u32 = 1;
-
-/// Commands: of the admin queue, of others.
-const CREATE_SUBMISSION: u32 = 0x01;
-const CREATE_COMPLETION: u32 = 0x05;
-const IDENTIFY: u32 = 0x06;
-const WRITE: u32 = 0x01;
-const READ: u32 = 0x02;
-
-const PAGE: usize = 0x1000;
-/// Entries of each queue.
-const DEPTH: u32 = 16;
-const PAGES: usize = 7;
+const PAGES: usize = nvme::QUEUE_PAGES + 3;
 const IDENTITY: usize = 4 * PAGE;
 const OUT: usize = 5 * PAGE;
 const IN: usize = 6 * PAGE;
@@ -62,17 +30,27 @@ enum End {
     Failed(&'static str, u64, u64),
 }
 
+impl From<nvme::Error> for End {
+    fn from(error: nvme::Error) -> Self {
+        match error {
+            nvme::Error::Gone => Self::Gone,
+            nvme::Error::Late => Self::Failed("answers to a command", 0, 1),
+            nvme::Error::Status(status) => Self::Failed("a command's status", status.into(), 0),
+        }
+    }
+}
+
 /// Takes the device each time it comes.
 pub fn main(platform: &'static Platform) {
     let Some(bridge) = platform.host_bridge else {
         return println!("owner: FAILED: no host bridge");
     };
-    let memory = set_aside();
+    let memory = nvme::set_aside(PAGES);
     silence(&memory);
     println!("owner: ready");
     for round in 1_u64.. {
         let function = loop {
-            let found = Function::all(&bridge).find(|function| function.id() == ID);
+            let found = Function::all(&bridge).find(|function| function.id() == nvme::ID);
             if let Some(function) = found {
                 break function;
             }
@@ -82,8 +60,8 @@ pub fn main(platform: &'static Platform) {
         if let Err(End::Failed(what, found, expected)) = end {
             return println!("owner: FAILED: {what} is {found:#x}, not {expected:#x}");
         }
-        let registers = pci::first_fit(&bridge, BAR_SIZE);
-        let left = registers.read32(CC);
+        let registers = pci::first_fit(&bridge, nvme::BAR_SIZE);
+        let left = registers.read32(reg::CC);
         silence(&memory);
         timer::sleep(WATCH);
         if let Err(End::Failed(what, found, expected)) = quiet(&memory)
@@ -93,17 +71,6 @@ pub fn main(platform: &'static Platform) {
         }
         println!("owner: round {round} over");
     }
-}
-
-/// Returns memory that only the device and this program know of.
-fn set_aside() -> Window {
-    let bytes = PAGES * PAGE;
-    let layout = Layout::from_size_align(bytes, PAGE).unwrap_or(Layout::new::<u128>());
-    // SAFETY: the layout has a size.
-    let base = unsafe { alloc(layout) };
-    assert!(!base.is_null() && layout.size() == bytes, "no memory");
-    // SAFETY: just allocated, and never given back.
-    unsafe { Window::new(base as usize, bytes) }
 }
 
 fn silence(memory: &Window) {
@@ -130,11 +97,8 @@ fn same(what: &'static str, found: u64, expected: u64) -> Result<(), End> {
 
 /// The device, while this domain has it.
 struct Owner {
-    function: Function,
-    registers: Window,
+    nvme: Nvme,
     memory: Window,
-    /// Commands sent to the admin queue and to the other one.
-    sent: [u32; 2],
 }
 
 impl Owner {
@@ -146,102 +110,56 @@ impl Owner {
         same("BAR0", config.read32(0x10).into(), 0b100)?;
         same("BAR1", config.read32(0x14).into(), 0)?;
         same("Interrupt Line", config.read8(0x3c).into(), 0)?;
-        let registers = pci::first_fit(bridge, BAR_SIZE);
+        let registers = pci::first_fit(bridge, nvme::BAR_SIZE);
         function.place(0, registers.base());
         function.enable();
-        for (what, offset) in [("INTMS", INTMS), ("CC", CC), ("CSTS", CSTS), ("AQA", AQA)] {
+        for (what, offset) in [
+            ("INTMS", reg::INTMS),
+            ("CC", reg::CC),
+            ("CSTS", reg::CSTS),
+            ("AQA", reg::AQA),
+        ] {
             same(what, registers.read32(offset).into(), 0)?;
         }
-        same("ASQ", registers.read64(ASQ), 0)?;
-        same("ACQ", registers.read64(ACQ), 0)?;
-        for vector in 0..VECTORS {
-            let entry = registers.part(TABLE + 16 * vector, 16);
+        same("ASQ", registers.read64(reg::ASQ), 0)?;
+        same("ACQ", registers.read64(reg::ACQ), 0)?;
+        for vector in 0..nvme::VECTORS {
+            let entry = registers.part(nvme::TABLE + 16 * vector, 16);
             same("an MSI-X address", entry.read64(0), 0)?;
             same("MSI-X data", entry.read32(8).into(), 0)?;
             same("an MSI-X mask", entry.read32(12).into(), 1)?;
         }
         // What the next owner must not find.
-        registers.part(TABLE, 16).write32(8, 0x5ec2_e7ed);
+        registers.part(nvme::TABLE, 16).write32(8, 0x5ec2_e7ed);
+        let queues = memory.part(0, nvme::QUEUE_PAGES * PAGE);
         Ok(Self {
-            function,
-            registers,
+            nvme: Nvme::new(function, registers, queues),
             memory,
-            sent: [0; 2],
         })
     }
 
     fn drive(mut self, round: u64) -> Result<(), End> {
-        for offset in (0..4 * PAGE).step_by(8) {
-            self.memory.write64(offset, 0);
-        }
-        let queues = [0, 1, 2, 3].map(|page| (self.memory.base() + page * PAGE) as u64);
-        let last = DEPTH - 1;
-        self.registers.write32(AQA, last << 16 | last);
-        self.registers.write64(ASQ, queues[0]);
-        self.registers.write64(ACQ, queues[1]);
-        cpu::barrier();
-        self.registers.write32(CC, ENABLED);
-        while self.registers.read32(CSTS) != READY {
-            self.look()?;
-        }
-        self.run(0, IDENTIFY, IDENTITY, [1, 0, 0])?;
+        self.nvme.start()?;
+        self.run(ADMIN, IDENTIFY, IDENTITY, [1, 0, 0])?;
         same("the vendor", self.memory.read64(IDENTITY) & 0xffff, 0x1b36)?;
-        let size = last << 16 | 1;
-        self.run(0, CREATE_COMPLETION, 3 * PAGE, [size, 1, 0])?;
-        self.run(0, CREATE_SUBMISSION, 2 * PAGE, [size, 1 << 16 | 1, 0])?;
         let words = (0..PAGE).step_by(8);
         for (offset, word) in words.clone().zip(round << 32..) {
             self.memory.write64(OUT + offset, word);
         }
         // Eight blocks of 512 bytes.
-        self.run(1, WRITE, OUT, [8, 0, 7])?;
-        self.run(1, READ, IN, [8, 0, 7])?;
+        self.run(OTHER, WRITE, OUT, [8, 0, 7])?;
+        self.run(OTHER, READ, IN, [8, 0, 7])?;
         for (offset, word) in words.zip(round << 32..) {
             same("what was read back", self.memory.read64(IN + offset), word)?;
         }
         println!("owner: round {round} ok");
         loop {
-            self.run(1, READ, IN, [8, 0, 7])?;
+            self.run(OTHER, READ, IN, [8, 0, 7])?;
         }
     }
 
-    /// Sends a command and waits until it is done.
-    fn run(&mut self, queue: u32, command: u32, data: usize, words: [u32; 3]) -> Result<(), End> {
-        let index = queue as usize;
-        let sent = self.sent[index];
-        let at = (sent % DEPTH) as usize;
-        let entry = self.memory.part(2 * index * PAGE + at * 64, 64);
-        for offset in (0..64).step_by(8) {
-            entry.write64(offset, 0);
-        }
-        entry.write32(0, command);
-        entry.write32(4, queue);
-        entry.write64(24, (self.memory.base() + data) as u64);
-        for (offset, word) in (40..).step_by(4).zip(words) {
-            entry.write32(offset, word);
-        }
-        let done = self.memory.part((2 * index + 1) * PAGE + at * 16, 16);
-        self.sent[index] = sent + 1;
-        let next = (sent + 1) % DEPTH;
-        cpu::barrier();
-        self.registers.write32(DOORBELLS + 8 * index, next);
-        // The phase changes each time around.
-        let phase = u32::from((sent / DEPTH).is_multiple_of(2)) << 16;
-        while done.read32(12) & 1 << 16 != phase {
-            self.look()?;
-        }
-        cpu::barrier();
-        same("a command's status", u64::from(done.read32(12) >> 17), 0)?;
-        self.registers.write32(DOORBELLS + 8 * index + 4, next);
-        Ok(())
-    }
-
-    /// Says whether the device has gone.
-    fn look(&self) -> Result<(), End> {
-        if self.function.id() == ID {
-            Ok(())
-        } else {
-            Err(End::Gone)
-        }
+    fn run(&mut self, queue: usize, command: u32, data: usize, words: [u32; 3]) -> Result<(), End> {
+        let data = (self.memory.base() + data) as u64;
+        Ok(self.nvme.run(queue, command, data, words)?)
     }
 }
