@@ -20,6 +20,8 @@ pub mod holder;
 #[cfg(target_os = "none")]
 pub mod hostile;
 #[cfg(target_os = "none")]
+pub mod hostile_dma;
+#[cfg(target_os = "none")]
 pub mod igb;
 #[cfg(target_os = "none")]
 pub mod intx;

@@ -12,8 +12,9 @@ use crate::pci::Function;
 /// Device ID and vendor ID of QEMU's.
 pub(crate) const ID: u32 = 0x0010_1b36;
 pub(crate) const BAR_SIZE: usize = 0x4000;
-/// Its MSI-X table in BAR0, and how many vectors there are.
+/// Its MSI-X table and pending bits in BAR0, and how many vectors there are.
 pub(crate) const TABLE: usize = 0x2000;
+pub(crate) const PENDING: usize = 0x3000;
 pub(crate) const VECTORS: usize = 65;
 
 /// Registers (3.1).
@@ -31,9 +32,11 @@ pub(crate) mod reg {
 pub(crate) const ENABLED: u32 = 4 << 20 | 6 << 16 | 1;
 /// CSTS.
 pub(crate) const READY: u32 = 1 << 0;
+pub(crate) const FATAL: u32 = 1 << 1;
 
 /// Opcodes of the admin queue.
 const CREATE_SUBMISSION: u32 = 0x01;
+pub(crate) const GET_LOG_PAGE: u32 = 0x02;
 const CREATE_COMPLETION: u32 = 0x05;
 pub(crate) const IDENTIFY: u32 = 0x06;
 /// Opcodes of the other one.

@@ -63,7 +63,7 @@ const MSIX_ENABLE: u16 = 1 << 15;
 
 impl Function {
     /// Returns where a capability is.
-    fn capability(&self, id: u8) -> Option<usize> {
+    pub(crate) fn capability(&self, id: u8) -> Option<usize> {
         let mut offset = self.config.read8(0x34) & 0xfc;
         for _ in 0..48 {
             if offset < 0x40 {
