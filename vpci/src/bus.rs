@@ -922,6 +922,40 @@ mod tests {
         assert_eq!(bus.memory.granted().count(), 0);
     }
 
+    /// As a passed-through function's BAR does.
+    #[test]
+    fn a_claim_on_what_another_function_has_waits_for_it() {
+        let mut bus = Bus::<u8>::new(0, 0, 255).unwrap();
+        let range = |start: u64, size| BusRange::new(BusAddress::new(start), size).unwrap();
+        bus.memory
+            .add_window(range(0x1000_0000, 0x1000_0000))
+            .unwrap();
+        let decoder = |sbdf| Decoder::Ioreq {
+            server: 0,
+            sbdf: name(sbdf),
+            posted: false,
+        };
+        let found = |bus: &Bus<u8>, at| bus.memory.find(BusAddress::new(at)).map(|(_, who)| who);
+        let (one, other) = ("00:01.0", "00:02.0");
+        let (first, second) = (range(0x1000_0000, 0x2000), range(0x1000_1000, 0x2000));
+        bus.claim(first, name(one), decoder(one)).unwrap();
+        bus.claim(second, name(other), decoder(other)).unwrap();
+        assert_eq!(found(&bus, 0x1000_1000), Some(decoder(one)));
+        assert_eq!(found(&bus, 0x1000_2000), None, "it is all or nothing");
+        assert_eq!(bus.claims_of(name(other)), 1);
+        let is = |sbdf| move |who| who == decoder(sbdf);
+        assert!(!bus.unclaim(second.start(), is(one)), "another's");
+        assert!(bus.unclaim(first.start(), is(one)));
+        assert_eq!(bus.memory.next_ready(), Some((second, decoder(other))));
+        assert_eq!(found(&bus, 0x1000_1000), Some(decoder(other)));
+        // One that is given up while it waits never comes.
+        bus.claim(first, name(one), decoder(one)).unwrap();
+        assert!(bus.unclaim(first.start(), is(one)));
+        assert!(bus.unclaim(second.start(), is(other)));
+        assert_eq!(bus.memory.next_ready(), None);
+        assert_eq!(bus.memory.granted().count(), 0);
+    }
+
     #[test]
     fn a_stub_stands_in_for_a_missing_function_0() {
         let mut bus = Bus::new(0, 0, 0).unwrap();

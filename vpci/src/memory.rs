@@ -201,13 +201,11 @@ impl<T: Copy + Eq> MemoryMap<T> {
         None
     }
 
-    /// Takes back all ranges whose owner `wanted` picks, granted or waiting, and returns how many they were.
-    /// Others may be ready then; see [`MemoryMap::next_ready`].
-    pub fn release_all(&mut self, wanted: impl Fn(T) -> bool) -> usize {
-        let before = self.granted.len() + self.waiting.len();
+    /// Takes back all ranges whose owner `wanted` picks, granted or waiting. Others may be ready then; see
+    /// [`MemoryMap::next_ready`].
+    pub fn release_all(&mut self, wanted: impl Fn(T) -> bool) {
         self.granted.retain(|entry| !wanted(entry.owner));
         self.waiting.retain(|entry| !wanted(entry.owner));
-        before - self.granted.len() - self.waiting.len()
     }
 
     /// Returns the index of the first granted range that starts after `address`.
@@ -333,7 +331,7 @@ mod tests {
         map.claim(a, 1).unwrap();
         map.claim(b, 2).unwrap();
         assert_eq!(map.claim_or_wait(b, 1), Ok(Claimed::Waiting));
-        assert_eq!(map.release_all(|owner| owner == 1), 2);
+        map.release_all(|owner| owner == 1);
         assert!(map.granted().eq([(b, 2)]));
         assert_eq!(map.release(b, 2), Released::Granted);
         assert_eq!(map.next_ready(), None, "what waited is gone, too");

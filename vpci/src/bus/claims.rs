@@ -1,15 +1,16 @@
 //! What the functions of device models decode.
 //!
 //! A device model claims a range when its own function decodes it, and knows nothing of the port above.
-//! So a claim of a function below a port is kept here, and is in the memory map only while the port lets
-//! requests to it through. What is not in the map is in nobody's way.
+//! So claims are kept here, and one of a function below a port is in the memory map only while the port
+//! lets requests to it through. What is not in the map is in nobody's way; and where others are in its way
+//! it waits, as a passed-through function's BAR does.
 
 use alloc::vec::Vec;
 
 use super::{Bus, Decoder};
 use crate::{BusAddress, BusRange, ClaimError, Claimed, Released, Sbdf};
 
-/// A claim of a function below a port.
+/// A claim.
 #[derive(Clone, Copy, Debug)]
 struct Claim<V> {
     range: BusRange,
@@ -18,7 +19,7 @@ struct Claim<V> {
     active: bool,
 }
 
-/// The claims of functions below ports.
+/// The claims of all functions.
 #[derive(Debug)]
 pub(super) struct Claims<V>(Vec<Claim<V>>);
 
@@ -29,13 +30,13 @@ impl<V> Claims<V> {
 }
 
 impl<V: Copy + Eq> Bus<V> {
-    /// Gives `range` to the function `name` of a device model. Where the port above it lets nothing
-    /// through to the range it is noted, and given as soon as that changes.
+    /// Gives `range` to the function `name` of a device model, as soon as the port above it lets requests
+    /// to it through and nobody else has any of it.
     ///
     /// # Errors
     ///
-    /// If the range is not inside a window of the host bridge, if anybody has any of it, or if memory
-    /// is short.
+    /// If the range is not inside a window of the host bridge, if the function has claimed any of it
+    /// already, or if memory is short.
     pub fn claim(
         &mut self,
         range: BusRange,
@@ -54,9 +55,6 @@ impl<V: Copy + Eq> Bus<V> {
         name: Sbdf,
         decoder: Decoder<V>,
     ) -> Result<(), ClaimError<Decoder<V>>> {
-        if name.bus() == self.first {
-            return self.memory.claim(range, decoder);
-        }
         let windows = self.memory.windows();
         if !windows.iter().any(|window| window.covers(range)) {
             return Err(ClaimError::Outside(range));
@@ -73,7 +71,7 @@ impl<V: Copy + Eq> Bus<V> {
             .map_err(|_| ClaimError::NoMemory)?;
         let active = self.upstream(name).reaches(range);
         if active {
-            self.memory.claim(range, decoder)?;
+            let _: Claimed = self.memory.claim_or_wait(range, decoder)?;
         }
         self.claims.0.push(Claim {
             range,
@@ -86,14 +84,9 @@ impl<V: Copy + Eq> Bus<V> {
     /// Returns how many ranges the function `name` of a device model has claimed.
     #[must_use]
     pub fn claims_of(&self, name: Sbdf) -> usize {
-        let own = |decoder: Decoder<V>| decoder.function() == Some(name);
-        if name.bus() == self.first {
-            let granted = self.memory.granted();
-            granted.filter(|(_, decoder)| own(*decoder)).count()
-        } else {
-            let claims = self.claims.0.iter();
-            claims.filter(|claim| own(claim.decoder)).count()
-        }
+        let claims = self.claims.0.iter();
+        let own = claims.filter(|claim| claim.decoder.function() == Some(name));
+        own.count()
     }
 
     /// Takes back the range that a device model's function claimed from `at`, if `wanted` says that it
@@ -101,29 +94,22 @@ impl<V: Copy + Eq> Bus<V> {
     pub fn unclaim(&mut self, at: BusAddress, wanted: impl Fn(Decoder<V>) -> bool) -> bool {
         let claims = &mut self.claims.0;
         let is_wanted = |claim: &Claim<V>| claim.range.start() == at && wanted(claim.decoder);
-        if let Some(index) = claims.iter().position(is_wanted) {
-            let claim = claims.swap_remove(index);
-            let _: Released = self.memory.release(claim.range, claim.decoder);
-            self.memory.give_up(1);
-            return true;
-        }
-        let found = self.memory.find(at);
-        let found = found.filter(|(range, decoder)| range.start() == at && wanted(*decoder));
-        let is_released = found.is_some_and(|(range, decoder)| {
-            matches!(self.memory.release(range, decoder), Released::Granted)
-        });
-        self.memory.give_up(usize::from(is_released));
-        is_released
+        let Some(index) = claims.iter().position(is_wanted) else {
+            return false;
+        };
+        let claim = claims.swap_remove(index);
+        let _: Released = self.memory.release(claim.range, claim.decoder);
+        self.memory.give_up(1);
+        true
     }
 
     /// Takes back whatever `wanted` picks of the ranges that device models' functions claimed. Others
     /// may be ready then.
     pub fn unclaim_all(&mut self, wanted: impl Fn(Decoder<V>) -> bool) {
-        let outside = |claim: &Claim<V>| !claim.active && wanted(claim.decoder);
-        let mut released = self.claims.0.iter().filter(|claim| outside(claim)).count();
+        let before = self.claims.0.len();
         self.claims.0.retain(|claim| !wanted(claim.decoder));
-        released += self.memory.release_all(wanted);
-        self.memory.give_up(released);
+        self.memory.release_all(wanted);
+        self.memory.give_up(before - self.claims.0.len());
     }
 
     /// Puts claims of functions on the bus of that name into the memory map, or takes them out, as the
