@@ -16,9 +16,16 @@ use proptest::prelude::*;
 use vpci::{BusAddress, BusRange, Decoder};
 
 const VENDOR_ID: u64 = 0x00;
+const STATUS: u64 = 0x06;
+const CACHE_LINE_SIZE: u64 = 0x0c;
 const HEADER_TYPE: u64 = 0x0e;
 const BAR_0: u64 = 0x10;
 const PRIMARY_BUS: u64 = 0x18;
+const IO_BASE: u64 = 0x1c;
+const IO_UPPER: u64 = 0x30;
+const ROM: u64 = 0x30;
+const ROM_1: u64 = 0x38;
+const INTERRUPT_LINE: u64 = 0x3c;
 const LINK_STATUS: u64 = 0x52;
 const MIB: u64 = 1 << 20;
 
@@ -43,27 +50,48 @@ struct Found {
     bars: Vec<(u64, u64, u64)>,
 }
 
-/// Sizes the BARs of a function and returns register, size, and whether it has 64 bits.
-fn bars(machine: &mut Machine, function: u64) -> Vec<(u64, u64, bool)> {
-    let mut found = vec![];
-    let mut register = BAR_0;
-    let count = if read(machine, function + HEADER_TYPE, 1) & 0x7f == 1 {
-        2
-    } else {
-        6
-    };
-    while register < BAR_0 + 4 * count {
-        let bar = function + register;
-        machine.write(bar, 4, 0xffff_ffff);
-        let low = read(machine, bar, 4);
-        machine.write(bar, 4, 0);
+/// A base address register that was sized.
+#[derive(Clone, Copy, Debug)]
+struct Sized {
+    register: u64,
+    size: u64,
+    wide: bool,
+    prefetchable: bool,
+}
+
+impl Sized {
+    fn new(register: u64, low: u64, high: u64) -> Self {
         let wide = low & 0b110 == 0b100;
-        if low != 0 {
-            found.push((bar, (!(low & !0xf) & 0xffff_ffff) + 1, wide));
+        let high = if wide { high } else { 0xffff_ffff };
+        let size = (high << 32 | low & !0xf).wrapping_neg();
+        let prefetchable = low & 8 != 0;
+        Self {
+            register,
+            size,
+            wide,
+            prefetchable,
         }
-        register += if wide { 8 } else { 4 };
     }
-    found
+
+    /// Takes its place off what is left from `next`.
+    fn take(self, next: &mut u64) -> u64 {
+        let place = next.next_multiple_of(self.size);
+        *next = place + self.size;
+        place
+    }
+}
+
+/// Returns the registers that may be BARs in a function's header.
+fn registers(machine: &Machine, function: u64) -> std::ops::Range<u64> {
+    let count = if is_bridge(machine, function) { 2 } else { 6 };
+    function + BAR_0..function + BAR_0 + 4 * count
+}
+
+/// Writes ones to a register, and returns what sticks and what was there before.
+fn ones(machine: &mut Machine, register: u64) -> (u64, u64) {
+    let before = read(machine, register, 4);
+    machine.write(register, 4, 0xffff_ffff);
+    (read(machine, register, 4), before)
 }
 
 /// Returns the functions of a device, function 0 first, as every walker looks for them.
@@ -90,170 +118,371 @@ fn is_bridge(machine: &Machine, function: u64) -> bool {
     read(machine, function + HEADER_TYPE, 1) & 0x7f == 1
 }
 
-/// Linux: numbers depth first, then sizes everything, then sets the bridges up and turns decode on
-/// (`pci_scan_child_bus`, `pci_bus_size_bridges`, `pci_bus_assign_resources`, `pci_enable_bridge`).
+/// Linux (6.12; `pci_scan_child_bus_extend`, `__pci_read_base`, `pci_read_bridge_windows`,
+/// `pci_scan_bridge_extend` with PCI_REASSIGN_ALL_BUS, `pci_bus_assign_resources`, `pci_setup_bridge`,
+/// `pci_enable_bridge`): finds and sizes what is on a bus, takes all bridges there their numbers, gives
+/// them new ones and goes down. Then it sets BARs, those below a bridge before the bridge's windows, and
+/// drivers turn decode on.
 fn linux(machine: &mut Machine) -> Found {
-    fn scan(machine: &mut Machine, found: &mut Found, bus: u64, next: &mut u64) {
+    /// With decode off, each half by itself.
+    fn size(machine: &mut Machine, function: u64) -> Vec<Sized> {
+        let mut found = vec![];
+        let mut registers = registers(machine, function).step_by(4);
+        while let Some(register) = registers.next() {
+            let command = read(machine, function + COMMAND, 2);
+            if command & 3 != 0 {
+                machine.write(function + COMMAND, 2, command & !3);
+            }
+            let (low, before) = ones(machine, register);
+            machine.write(register, 4, before);
+            let mut high = 0;
+            if low & 0b110 == 0b100 {
+                let before;
+                (high, before) = ones(machine, register + 4);
+                machine.write(register + 4, 4, before);
+                registers.next();
+            }
+            if command & 3 != 0 {
+                machine.write(function + COMMAND, 2, command);
+            }
+            if low != 0 {
+                found.push(Sized::new(register, low, high));
+            }
+        }
+        found
+    }
+    fn probe_windows(machine: &mut Machine, bridge: u64) {
+        machine.write(bridge + IO_BASE, 2, 0xe0f0);
+        assert_eq!(read(machine, bridge + IO_BASE, 2), 0, "no I/O window");
+        machine.write(bridge + IO_BASE, 2, 0);
+        if read(machine, bridge + PREF_BASE, 4) & 0xfff0_fff0 == 0 {
+            machine.write(bridge + PREF_BASE, 4, 0xffe0_fff0);
+            assert_eq!(read(machine, bridge + PREF_BASE, 4), 0xffe1_fff1);
+            machine.write(bridge + PREF_BASE, 4, 0);
+        }
+        let (upper, before) = ones(machine, bridge + PREF_BASE_UPPER);
+        machine.write(bridge + PREF_BASE_UPPER, 4, before);
+        assert_eq!(upper, 0xffff_ffff, "64 bits");
+    }
+    type Bars = BTreeMap<u64, Vec<Sized>>;
+    fn scan(machine: &mut Machine, found: &mut Found, bars: &mut Bars, bus: u64, next: &mut u64) {
+        let mut bridges = vec![];
         // Below a port Linux looks at device 0 only (`only_one_child`).
         for number in 0..if bus == 0 { 32 } else { 1 } {
-            for (function, id) in device(machine, bus, number) {
-                found.functions.push((bus, function, id));
-            }
-        }
-        for number in 0..256 {
-            let bridge = at(bus, number);
-            let there = found.functions.iter();
-            if !there.clone().any(|f| (f.0, f.1) == (bus, number)) || !is_bridge(machine, bridge) {
-                continue;
-            }
-            assert_eq!(read(machine, bridge + PRIMARY_BUS, 4) & 0xff_ffff, 0);
-            let secondary = *next;
-            *next += 1;
-            machine.write(bridge + PRIMARY_BUS, 4, bus | secondary << 8 | 0xff << 16);
-            assert!(device(machine, secondary + 1, 0).is_empty());
-            scan(machine, found, secondary, next);
-            machine.write(bridge + SUBORDINATE_BUS, 1, *next - 1);
-        }
-    }
-    let mut found = Found::default();
-    scan(machine, &mut found, 0, &mut 1);
-    let mut place = LOW.0;
-    let functions = found.functions.clone();
-    let bridges = functions
-        .iter()
-        .map(|&(bus, function, _)| at(bus, function));
-    let bridges: Vec<_> = bridges
-        .filter(|bridge| is_bridge(machine, *bridge))
-        .collect();
-    let mut buses = vec![(0, None)];
-    for &bridge in &bridges {
-        buses.push((read(machine, bridge + SECONDARY_BUS, 1), Some(bridge)));
-    }
-    for (bus, bridge) in buses {
-        let first = place;
-        for &(_, function, _) in functions.iter().filter(|f| f.0 == bus) {
-            for (bar, size, wide) in bars(machine, at(bus, function)) {
-                place = place.next_multiple_of(size);
-                machine.write(bar, 4, place);
-                if wide {
-                    machine.write(bar + 4, 4, 0);
+            for (slot, id) in device(machine, bus, number) {
+                let function = at(bus, slot);
+                found.functions.push((bus, slot, id));
+                let sized = size(machine, function);
+                bars.insert(function, sized);
+                if is_bridge(machine, function) {
+                    probe_windows(machine, function);
+                    bridges.push(function);
                 }
-                found.bars.push((bar, place, size));
-                place += size;
             }
         }
-        place = place.next_multiple_of(MIB);
-        let Some(bridge) = bridge else { continue };
-        // `pci_setup_bridge`: the windows, or closed ones.
-        let (base, limit) = if place == first {
-            (0xfff0, 0)
-        } else {
-            (first >> 16, (place - 1) >> 16)
+        for pass in [0, 1] {
+            for &bridge in &bridges {
+                let buses = read(machine, bridge + PRIMARY_BUS, 4);
+                let control = read(machine, bridge + BRIDGE_CONTROL, 2);
+                machine.write(bridge + BRIDGE_CONTROL, 2, control & !0x20);
+                if pass == 0 {
+                    machine.write(bridge + PRIMARY_BUS, 4, buses & !0xff_ffff);
+                } else {
+                    machine.write(bridge + STATUS, 2, 0xffff);
+                    let secondary = *next;
+                    *next += 1;
+                    let numbers = bus | secondary << 8 | 0xff << 16;
+                    machine.write(bridge + PRIMARY_BUS, 4, buses & !0xff_ffff | numbers);
+                    assert!(device(machine, secondary + 1, 0).is_empty());
+                    scan(machine, found, bars, secondary, next);
+                    machine.write(bridge + SUBORDINATE_BUS, 1, *next - 1);
+                }
+                machine.write(bridge + BRIDGE_CONTROL, 2, control);
+            }
+        }
+    }
+    /// `pci_std_update_resource`.
+    fn place(machine: &mut Machine, found: &mut Found, bar: Sized, place: u64) {
+        let command = bar.register & !0xfff | COMMAND;
+        let before = read(machine, command, 2);
+        if bar.wide {
+            machine.write(command, 2, before & !MEMORY);
+        }
+        machine.write(bar.register, 4, place & 0xffff_ffff);
+        assert_eq!(read(machine, bar.register, 4) & !0xf, place & 0xffff_ffff);
+        if bar.wide {
+            machine.write(bar.register + 4, 4, place >> 32);
+            assert_eq!(read(machine, bar.register + 4, 4), place >> 32);
+            machine.write(command, 2, before);
+        }
+        found.bars.push((bar.register, place, bar.size));
+    }
+    let (mut found, mut bars) = (Found::default(), BTreeMap::new());
+    scan(machine, &mut found, &mut bars, 0, &mut 1);
+    let (mut low, mut high) = (LOW.0, HIGH.0);
+    let functions = found.functions.clone();
+    let on = |bus| functions.iter().filter(move |f| f.0 == bus);
+    for &(_, slot, _) in on(0) {
+        for bar in bars[&at(0, slot)].clone() {
+            let next = if bar.wide { &mut high } else { &mut low };
+            let address = bar.take(next);
+            place(machine, &mut found, bar, address);
+        }
+    }
+    let mut bridges = vec![];
+    for &(_, slot, _) in on(0) {
+        let bridge = at(0, slot);
+        if !is_bridge(machine, bridge) {
+            continue;
+        }
+        low = low.next_multiple_of(MIB);
+        high = high.next_multiple_of(MIB);
+        let (low_first, high_first) = (low, high);
+        let secondary = read(machine, bridge + SECONDARY_BUS, 1);
+        bridges.push((secondary, bridge));
+        for &(_, slot, _) in on(secondary) {
+            for bar in bars[&at(secondary, slot)].clone() {
+                let is_high = bar.wide && bar.prefetchable;
+                let address = bar.take(if is_high { &mut high } else { &mut low });
+                place(machine, &mut found, bar, address);
+            }
+        }
+        low = low.next_multiple_of(MIB);
+        high = high.next_multiple_of(MIB);
+        let window = |first: u64, end: u64| match first == end {
+            true => (0x0000_fff0, 0, 0),
+            false => {
+                let (last, field) = (end - 1, 0xfff0);
+                let both = first >> 16 & field | (last >> 16 & field) << 16;
+                (both, first >> 32, last >> 32)
+            }
         };
-        machine.write(bridge + MEMORY_BASE, 4, base | limit << 16);
+        machine.write(bridge + IO_UPPER, 4, 0x0000_ffff);
+        machine.write(bridge + IO_BASE, 2, 0x00f0);
+        machine.write(bridge + IO_UPPER, 4, 0);
+        machine.write(bridge + MEMORY_BASE, 4, window(low_first, low).0);
+        let (both, base_upper, limit_upper) = window(high_first, high);
         machine.write(bridge + PREF_LIMIT_UPPER, 4, 0);
-        machine.write(bridge + PREF_BASE, 4, 0x0000_fff0);
-        machine.write(bridge + PREF_BASE_UPPER, 4, 0);
+        machine.write(bridge + PREF_BASE, 4, both);
+        machine.write(bridge + PREF_BASE_UPPER, 4, base_upper);
+        machine.write(bridge + PREF_LIMIT_UPPER, 4, limit_upper);
         machine.write(bridge + BRIDGE_CONTROL, 2, 0x2);
     }
     // Drivers come in any order: the last function first. Each enables the bridges above first.
-    for &(bus, function, _) in functions.iter().rev() {
-        for &bridge in &bridges {
-            if bus != 0 && read(machine, bridge + SECONDARY_BUS, 1) == bus {
-                machine.write(bridge + COMMAND, 2, MEMORY | MASTER);
+    for &(bus, slot, _) in functions.iter().rev() {
+        let above = bridges.iter().filter(|(below, _)| *below == bus);
+        for config in above.map(|(_, bridge)| *bridge).chain([at(bus, slot)]) {
+            for bit in [MEMORY, MASTER] {
+                let command = read(machine, config + COMMAND, 2);
+                machine.write(config + COMMAND, 2, command | bit);
             }
         }
-        machine.write(at(bus, function) + COMMAND, 2, MEMORY | MASTER);
     }
     found
 }
 
-/// U-Boot: numbers, places and enables in one go, so that windows still have no limit while functions
-/// below are enabled already (`dm_pciauto_setup_device`, `dm_pciauto_prescan_setup_bridge`).
+/// U-Boot (2026.07; `pci_bind_bus_devices`, `dm_pciauto_setup_device`, `dm_pci_hose_probe_bus`): finds what
+/// is on a bus, and then sizes, places and enables one after the other, with decode as it was; it goes down
+/// where it meets a bridge, whose windows still have no limit while functions below are enabled already.
 fn uboot(machine: &mut Machine) -> Found {
-    fn scan(machine: &mut Machine, found: &mut Found, bus: u64, next: &mut u64, place: &mut u64) {
-        for number in 0..32 {
-            for (function, id) in device(machine, bus, number) {
-                found.functions.push((bus, function, id));
-                let config = at(bus, function);
-                if !is_bridge(machine, config) {
-                    setup(machine, found, config, place);
-                    continue;
-                }
-                let secondary = *next;
-                *next += 1;
-                machine.write(config + COMMAND, 2, 0);
-                machine.write(config + PRIMARY_BUS, 1, bus);
-                machine.write(config + SECONDARY_BUS, 1, secondary);
-                machine.write(config + SUBORDINATE_BUS, 1, 0xff);
-                *place = place.next_multiple_of(MIB);
-                machine.write(config + MEMORY_BASE, 2, *place >> 16);
-                machine.write(config + PREF_BASE, 2, 0x1000);
-                machine.write(config + PREF_LIMIT, 2, 0);
-                machine.write(config + COMMAND, 2, MEMORY | MASTER | 1);
-                scan(machine, found, secondary, next, place);
-                machine.write(config + SUBORDINATE_BUS, 1, *next - 1);
-                *place = place.next_multiple_of(MIB);
-                machine.write(config + MEMORY_LIMIT, 2, (*place - 1) >> 16);
+    fn bind(machine: &Machine, bus: u64) -> Vec<(u64, u64)> {
+        let mut found = vec![];
+        let mut is_multi = false;
+        for slot in 0..if bus == 0 { 256 } else { 8 } {
+            let function = at(bus, slot);
+            if slot % 8 == 0 {
+                is_multi = false;
+            } else if !is_multi {
+                continue;
             }
+            let vendor = read(machine, function + VENDOR_ID, 2);
+            if matches!(vendor, 0 | 0xffff) {
+                continue;
+            }
+            if slot % 8 == 0 {
+                is_multi = read(machine, function + HEADER_TYPE, 1) & 0x80 != 0;
+            }
+            let id = read(machine, function + VENDOR_ID + 2, 2);
+            found.push((slot, id << 16 | vendor));
+        }
+        found
+    }
+    fn scan(machine: &mut Machine, found: &mut Found, bus: u64, last: &mut u64, place: &mut u64) {
+        for (slot, id) in bind(machine, bus) {
+            found.functions.push((bus, slot, id));
+            let config = at(bus, slot);
+            setup(machine, found, config, place);
+            if !is_bridge(machine, config) {
+                continue;
+            }
+            let command = read(machine, config + COMMAND, 2);
+            *last += 1;
+            machine.write(config + PRIMARY_BUS, 1, bus);
+            machine.write(config + SECONDARY_BUS, 1, *last);
+            machine.write(config + SUBORDINATE_BUS, 1, 0xff);
+            *place = place.next_multiple_of(MIB);
+            machine.write(config + MEMORY_BASE, 2, *place >> 16 & 0xfff0);
+            machine.write(config + PREF_BASE, 2, 0xfff1);
+            machine.write(config + PREF_LIMIT, 2, 0x0001);
+            machine.write(config + PREF_BASE_UPPER, 2, 0);
+            machine.write(config + PREF_LIMIT_UPPER, 2, 0);
+            machine.write(config + IO_BASE, 1, 0xf0);
+            machine.write(config + IO_BASE + 1, 1, 0);
+            machine.write(config + COMMAND, 2, command | MEMORY | MASTER);
+            scan(machine, found, *last, last, place);
+            machine.write(config + SUBORDINATE_BUS, 1, *last);
+            *place = place.next_multiple_of(MIB);
+            machine.write(config + MEMORY_LIMIT, 2, (*place - 1) >> 16 & 0xfff0);
         }
     }
-    fn setup(machine: &mut Machine, found: &mut Found, config: u64, place: &mut u64) {
-        let command = read(machine, config + COMMAND, 2);
-        machine.write(config + COMMAND, 2, command & !MEMORY | MASTER);
-        for (bar, size, wide) in bars(machine, config) {
-            *place = place.next_multiple_of(size);
-            machine.write(bar, 4, *place);
-            if wide {
-                machine.write(bar + 4, 4, 0);
+    fn setup(machine: &mut Machine, found: &mut Found, config: u64, next: &mut u64) {
+        let mut command = read(machine, config + COMMAND, 2) & !3 | MASTER;
+        let mut registers = registers(machine, config).step_by(4);
+        while let Some(register) = registers.next() {
+            let (low, _) = ones(machine, register);
+            if low == 0 {
+                continue;
             }
-            found.bars.push((bar, *place, size));
-            *place += size;
+            let mut high = 0;
+            if low & 0b110 == 0b100 {
+                (high, _) = ones(machine, register + 4);
+                registers.next();
+            }
+            let bar = Sized::new(register, low, high);
+            let place = bar.take(next);
+            machine.write(register, 4, place);
+            if bar.wide {
+                machine.write(register + 4, 4, 0);
+            }
+            found.bars.push((register, place, bar.size));
+            command |= MEMORY;
         }
-        machine.write(config + COMMAND, 2, MEMORY | MASTER);
+        let rom = config
+            + if is_bridge(machine, config) {
+                ROM_1
+            } else {
+                ROM
+            };
+        machine.write(rom, 4, 0xffff_fffe);
+        let sized = read(machine, rom, 4);
+        if sized != 0 {
+            let size = (0xffff_ffff << 32 | sized & !1).wrapping_neg();
+            *next = next.next_multiple_of(size);
+            machine.write(rom, 4, *next);
+            *next += size;
+            command |= MEMORY;
+        }
+        machine.write(config + COMMAND, 2, command);
+        machine.write(config + CACHE_LINE_SIZE, 1, 8);
+        machine.write(config + CACHE_LINE_SIZE + 1, 1, 0x80);
     }
     let mut found = Found::default();
-    let mut place = LOW.0;
-    scan(machine, &mut found, 0, &mut 1, &mut place);
+    scan(machine, &mut found, 0, &mut 0, &mut { LOW.0 });
     found
 }
 
-/// UEFI: bus numbers twice, first with open ends and then for good, then bridges from the top, 64-bit
-/// BARs in prefetchable windows above 4 GiB, and at last all at once (`PciScanBus`, `ProgramBar`,
-/// `ProgramPpbApperture`).
+/// UEFI (edk2, August 2026; `ResetAllPpbBusNumber`, `PciScanBus`, `GatherPpbInfo`, `BarExisted`,
+/// `InitializePpb`, `ProgramResource`): takes all bridges their numbers, from the bottom, and gives them new
+/// ones; then turns all decode off, sizes, and closes the bridges' windows; then sets BARs, those below a
+/// bridge before its windows, of which only those that are needed.
 fn uefi(machine: &mut Machine) -> Found {
-    fn scan(machine: &mut Machine, found: &mut Found, bus: u64, next: &mut u64) {
+    fn reset(machine: &mut Machine, bus: u64) {
+        let functions = (0..32).flat_map(|number| device(machine, bus, number));
+        let functions: Vec<_> = functions.collect();
+        for (slot, _) in functions {
+            let config = at(bus, slot);
+            if !is_bridge(machine, config) {
+                continue;
+            }
+            let numbers = read(machine, config + PRIMARY_BUS, 4);
+            if numbers >> 8 & 0xff != 0 {
+                reset(machine, numbers >> 8 & 0xff);
+            }
+            machine.write(config + PRIMARY_BUS, 4, numbers & !0xff_ffff);
+        }
+    }
+    fn scan(machine: &mut Machine, found: &mut Found, bus: u64, last: &mut u64) {
         for number in 0..32 {
-            for (function, id) in device(machine, bus, number) {
-                found.functions.push((bus, function, id));
-                let config = at(bus, function);
+            for (slot, id) in device(machine, bus, number) {
+                found.functions.push((bus, slot, id));
+                let config = at(bus, slot);
                 if !is_bridge(machine, config) {
                     continue;
                 }
-                machine.write(config + PRIMARY_BUS, 4, 0);
-                let secondary = *next;
-                *next += 1;
-                machine.write(config + PRIMARY_BUS, 2, secondary << 8 | bus);
+                *last += 1;
+                machine.write(config + PRIMARY_BUS, 2, *last << 8 | bus);
                 machine.write(config + SUBORDINATE_BUS, 1, 0xff);
-                scan(machine, found, secondary, next);
-                machine.write(config + SUBORDINATE_BUS, 1, *next - 1);
+                scan(machine, found, *last, last);
+                machine.write(config + SUBORDINATE_BUS, 1, *last);
             }
         }
     }
-    let mut found = Found::default();
-    scan(machine, &mut found, 0, &mut 1);
-    let functions = found.functions.clone();
-    let (mut low, mut high) = (LOW.0, HIGH.0);
-    for &(bus, function, _) in &functions {
-        let config = at(bus, function);
-        if !is_bridge(machine, config) && bus == 0 {
-            for (bar, size, wide) in bars(machine, config) {
-                let place = if wide { &mut high } else { &mut low };
-                *place = place.next_multiple_of(size);
-                machine.write(bar, if wide { 8 } else { 4 }, *place);
-                found.bars.push((bar, *place, size));
-                *place += size;
+    fn gather(machine: &mut Machine, config: u64) -> Vec<Sized> {
+        let command = read(machine, config + COMMAND, 2);
+        machine.write(config + COMMAND, 2, command & !7);
+        let mut exists = |register| {
+            let (sticks, before) = ones(machine, register);
+            machine.write(register, 4, before);
+            sticks
+        };
+        let mut found = vec![];
+        let is_bridge = exists(config + PREF_BASE) & 0xfff0_fff0 == 0xfff0_fff0
+            && exists(config + PREF_BASE_UPPER) != 0
+            && exists(config + MEMORY_BASE) == 0xfff0_fff0;
+        let mut registers =
+            (config + BAR_0..config + BAR_0 + if is_bridge { 8 } else { 24 }).step_by(4);
+        while let Some(register) = registers.next() {
+            let low = exists(register);
+            if low == 0 {
+                continue;
             }
+            let wide = low & 0b110 == 0b100;
+            let high = if wide { exists(register + 4) } else { 0 };
+            if wide {
+                registers.next();
+            }
+            found.push(Sized::new(register, low, high));
+        }
+        found
+    }
+    fn close(machine: &mut Machine, bridge: u64) {
+        for (base, bytes) in [
+            (IO_BASE, 1),
+            (MEMORY_BASE, 2),
+            (PREF_BASE, 2),
+            (PREF_BASE_UPPER, 4),
+            (IO_UPPER, 2),
+        ] {
+            machine.write(bridge + base, bytes, 0xffff_ffff);
+            machine.write(bridge + base + bytes, bytes, 0);
+        }
+        machine.write(bridge + INTERRUPT_LINE, 1, 0);
+    }
+    fn place(machine: &mut Machine, found: &mut Found, bar: Sized, place: u64) {
+        machine.write(bar.register, 4, place & 0xffff_ffff);
+        if bar.wide {
+            machine.write(bar.register + 4, 4, place >> 32);
+        }
+        found.bars.push((bar.register, place, bar.size));
+    }
+    let mut found = Found::default();
+    reset(machine, 0);
+    scan(machine, &mut found, 0, &mut 0);
+    let functions = found.functions.clone();
+    let mut bars = BTreeMap::new();
+    for config in functions.iter().map(|&(bus, slot, _)| at(bus, slot)) {
+        let sized = gather(machine, config);
+        bars.insert(config, sized);
+        if is_bridge(machine, config) {
+            close(machine, config);
+        }
+    }
+    let (mut low, mut high) = (LOW.0, HIGH.0);
+    for &(_, slot, _) in functions.iter().filter(|f| f.0 == 0) {
+        let config = at(0, slot);
+        for bar in bars[&config].clone() {
+            let address = bar.take(if bar.wide { &mut high } else { &mut low });
+            place(machine, &mut found, bar, address);
         }
         if !is_bridge(machine, config) {
             continue;
@@ -263,29 +492,29 @@ fn uefi(machine: &mut Machine) -> Found {
         let secondary = read(machine, config + SECONDARY_BUS, 1);
         let (low_first, high_first) = (low, high);
         for &(_, below, _) in functions.iter().filter(|f| f.0 == secondary) {
-            for (bar, size, wide) in bars(machine, at(secondary, below)) {
-                let place = if wide { &mut high } else { &mut low };
-                *place = place.next_multiple_of(size);
-                machine.write(bar, if wide { 8 } else { 4 }, *place);
-                found.bars.push((bar, *place, size));
-                *place += size;
+            for bar in bars[&at(secondary, below)].clone() {
+                // A bridge's window above 4 GiB is for what is prefetchable (`DegradeResource`).
+                let is_high = bar.wide && bar.prefetchable;
+                let address = bar.take(if is_high { &mut high } else { &mut low });
+                place(machine, &mut found, bar, address);
             }
         }
         low = low.next_multiple_of(MIB);
         high = high.next_multiple_of(MIB);
-        machine.write(config + MEMORY_BASE, 2, low_first >> 16 & 0xfff0);
-        machine.write(
-            config + MEMORY_LIMIT,
-            2,
-            low.saturating_sub(1) >> 16 & 0xfff0,
-        );
-        machine.write(config + PREF_BASE, 2, high_first >> 16 & 0xfff0);
-        machine.write(config + PREF_LIMIT, 2, (high - 1) >> 16 & 0xfff0);
-        machine.write(config + PREF_BASE_UPPER, 4, high_first >> 32);
-        machine.write(config + PREF_LIMIT_UPPER, 4, (high - 1) >> 32);
+        if low != low_first {
+            machine.write(config + MEMORY_BASE, 2, low_first >> 16);
+            machine.write(config + MEMORY_LIMIT, 2, (low - 1) >> 16);
+        }
+        if high != high_first {
+            machine.write(config + PREF_BASE, 2, high_first >> 16 & 0xffff);
+            machine.write(config + PREF_LIMIT, 2, (high - 1) >> 16 & 0xffff);
+            machine.write(config + PREF_BASE_UPPER, 4, high_first >> 32);
+            machine.write(config + PREF_LIMIT_UPPER, 4, (high - 1) >> 32);
+        }
     }
-    for &(bus, function, _) in &functions {
-        machine.write(at(bus, function) + COMMAND, 2, MEMORY | MASTER);
+    for config in functions.iter().map(|&(bus, slot, _)| at(bus, slot)) {
+        let command = read(machine, config + COMMAND, 2);
+        machine.write(config + COMMAND, 2, command | MEMORY | MASTER | 1);
     }
     found
 }
@@ -339,7 +568,6 @@ fn linux_u_boot_and_uefi_find_what_is_there_and_bring_it_up() {
     }
 }
 
-/// What firmware has set up the next one sets up anew, with everything on.
 /// A bus without ports, with every kind of function: passed through, emulated, devices of several
 /// functions of one or both kinds, and one whose function 0 is a stub.
 fn flat() -> Machine {
@@ -419,10 +647,6 @@ fn linux_u_boot_and_uefi_bring_up_every_kind_of_function_on_a_flat_bus() {
 fn linux_after_u_boot_renumbers_and_moves_what_is_in_use() {
     let mut machine = tree();
     uboot(&mut machine);
-    for function in [0xe0, 0xe1, 0xe8] {
-        // `pci_scan_bridge_extend` with PCI_REASSIGN_ALL_BUS.
-        machine.write(at(0, function) + PRIMARY_BUS, 4, 0);
-    }
     assert!(machine.functions.iter().all(|assigned| assigned.bus_master));
     let found = linux(&mut machine);
     check_tree(&machine, &found);

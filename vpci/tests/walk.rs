@@ -72,18 +72,21 @@ fn size(machine: &mut Machine, register: u64) -> (u64, u64) {
     (flags, sized.wrapping_neg())
 }
 
-/// Follows the chain of capabilities, as `pci_find_capability` does.
+/// Follows the chain of capabilities, as `__pci_find_next_cap_ttl` does: ID and pointer at once.
 fn capabilities(machine: &Machine, function: u64) -> Vec<(u64, u64)> {
     let mut found = vec![];
     if read(machine, function + STATUS, 2) & 0x10 == 0 {
         return found;
     }
     let mut at = read(machine, function + CAPABILITIES, 1);
-    while at != 0 {
+    while at >= 0x40 {
         assert!(found.len() < 48, "a loop");
-        found.push((at, read(machine, function + at, 1)));
-        at = read(machine, function + at + 1, 1);
+        assert_eq!(at % 4, 0, "bits that are masked off");
+        let entry = read(machine, function + at, 2);
+        found.push((at, entry & 0xff));
+        at = entry >> 8;
     }
+    assert_eq!(at, 0, "the end of the chain");
     found
 }
 
