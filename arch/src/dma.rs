@@ -74,11 +74,6 @@ impl Memory {
         self.pa
     }
 
-    /// Returns where it is in EL2's address space.
-    pub const fn as_ptr(&self) -> NonNull<u8> {
-        self.at
-    }
-
     /// Returns the size in bytes.
     pub const fn len(&self) -> usize {
         self.len

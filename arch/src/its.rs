@@ -321,11 +321,6 @@ impl<B: Bus> Its<B> {
         Pa::new(self.base.get() + TRANSLATER)
     }
 
-    /// Returns how many DeviceIDs there are.
-    pub fn device_ids(&self) -> u64 {
-        self.devices.entries
-    }
-
     /// Sends a collection's interrupts to the redistributor at `address` that has this processor
     /// number, of which the ITS takes what it wants.
     pub fn map_collection(
@@ -463,65 +458,6 @@ impl<B: Bus> Its<B> {
         )?;
         *device.slot(event)? = None;
         Ok(())
-    }
-
-    /// Sends an event's interrupts to another collection, and what is pending with them.
-    pub fn move_event(
-        &mut self,
-        device: &mut Device,
-        event: u32,
-        collection: u16,
-    ) -> Result<(), Error> {
-        let (mut mapped, old) = self.mapped(device, event)?;
-        let new = self.target(collection)?;
-        self.run(
-            Command::Move {
-                device: device.id,
-                event,
-                collection,
-            },
-            Some(old),
-        )?;
-        mapped.collection = collection;
-        *device.slot(event)? = Some(mapped);
-        // Also the new redistributor has seen it before anything that follows.
-        self.run(Command::Sync { target: new }, None)
-    }
-
-    /// Makes a change of the LPI's configuration, priority or enable, take effect.
-    pub fn invalidate(&mut self, device: &Device, event: u32) -> Result<(), Error> {
-        let (_, target) = self.mapped(device, event)?;
-        self.run(
-            Command::Invalidate {
-                device: device.id,
-                event,
-            },
-            Some(target),
-        )
-    }
-
-    /// Makes an event pending as if the device had sent it.
-    pub fn raise(&mut self, device: &Device, event: u32) -> Result<(), Error> {
-        let (_, target) = self.mapped(device, event)?;
-        self.run(
-            Command::Interrupt {
-                device: device.id,
-                event,
-            },
-            Some(target),
-        )
-    }
-
-    /// Makes an event not pending.
-    pub fn clear(&mut self, device: &Device, event: u32) -> Result<(), Error> {
-        let (_, target) = self.mapped(device, event)?;
-        self.run(
-            Command::Clear {
-                device: device.id,
-                event,
-            },
-            Some(target),
-        )
     }
 
     fn target(&self, collection: u16) -> Result<Target, Error> {

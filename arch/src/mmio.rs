@@ -284,11 +284,6 @@ macro_rules! register {
                 Self::at(self.offset + n * size_of::<$type>())
             }
 
-            /// Returns where the register is.
-            pub const fn offset(&self) -> usize {
-                self.offset
-            }
-
             /// Reads the register.
             #[inline]
             pub fn read(&self, bus: &(impl Bus + ?Sized)) -> LocalRegisterCopy<$type, R> {
@@ -433,7 +428,8 @@ mod tests {
         SMMU_CR0.modify(&bus, CR0::SMMUEN::SET);
         assert_eq!(*bus.writes.borrow(), [(0x20, 8), (0x20, 9)]);
         assert!(SMMU_CR0.read(&bus).is_set(CR0::CMDQEN));
-        assert_eq!(SMMU_CR0.nth(3).offset(), 0x2c);
+        SMMU_CR0.nth(3).set(&bus, 7);
+        assert_eq!(bus.writes.borrow().last(), Some(&(0x2c, 7)));
     }
 
     #[test]

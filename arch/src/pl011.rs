@@ -85,13 +85,6 @@ pub struct Interrupts {
     pub transmit: bool,
 }
 
-impl Interrupts {
-    /// Returns whether there is any.
-    pub fn any(self) -> bool {
-        self.receive || self.transmit
-    }
-}
-
 /// A UART.
 #[derive(Debug)]
 pub struct Pl011<B> {

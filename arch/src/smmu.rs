@@ -31,7 +31,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Access, Class, Event, Kind};
+pub use event::{Access, Event, Kind};
 
 use command::{Command, Scope};
 use queue::{CommandQueue, EventQueue};
@@ -133,27 +133,27 @@ pub struct AddressSpace {
 
 /// What the SMMU can do (6.3.1 to 6.3.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capabilities {
+struct Capabilities {
     /// Stage 1 translates.
-    pub stage1: bool,
+    stage1: bool,
     /// Stage 2 translates.
-    pub stage2: bool,
+    stage2: bool,
     /// The SMMU snoops when it reads tables and queues.
-    pub coherency: Coherency,
+    coherency: Coherency,
     /// Bits of a physical address, 48 at most.
-    pub output_bits: u8,
+    output_bits: u8,
     /// Bits of a StreamID.
-    pub stream_bits: u8,
+    stream_bits: u8,
     /// The stream table can have two levels.
-    pub two_level: bool,
+    two_level: bool,
     /// Logarithm of the number of commands that a queue can hold.
-    pub command_queue: u8,
+    command_queue: u8,
     /// Logarithm of the number of events that a queue can hold.
-    pub event_queue: u8,
+    event_queue: u8,
     /// One command can invalidate a range of addresses.
-    pub range_invalidation: bool,
+    range_invalidation: bool,
     /// Bits of a VMID (of an ASID, without stage 2).
-    pub id_bits: u8,
+    id_bits: u8,
     /// The SMMU keeps translations for hypervisors.
     hypervisor: bool,
     /// Devices can ask for translations beforehand.
@@ -222,7 +222,7 @@ impl Capabilities {
     }
 
     /// Returns which stage translates for us.
-    pub const fn format(&self) -> Format {
+    const fn format(&self) -> Format {
         if self.stage2 {
             Format::Stage2
         } else {
@@ -233,7 +233,7 @@ impl Capabilities {
     /// Returns the widest input address that can be translated.
     ///
     /// Stage 2 takes no more than the SMMU puts out (5.2, STE.S2T0SZ).
-    pub const fn input_bits(&self) -> u8 {
+    const fn input_bits(&self) -> u8 {
         if self.stage2 { self.output_bits } else { 48 }
     }
 
@@ -400,11 +400,6 @@ impl<B: Bus> Smmu<B> {
         )?;
         on(CR0::CMDQEN::SET + CR0::EVENTQEN::SET)?;
         on(CR0::CMDQEN::SET + CR0::EVENTQEN::SET + CR0::SMMUEN::SET)
-    }
-
-    /// Returns what the SMMU can do.
-    pub fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
     }
 
     /// Returns what tables an address space must have.

@@ -7,16 +7,6 @@ use crate::gic::IntId;
 /// A command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
-    /// MOVI: sends an event to another collection, and what is pending of it.
-    Move {
-        device: u32,
-        event: u32,
-        collection: u16,
-    },
-    /// INT: makes an event pending.
-    Interrupt { device: u32, event: u32 },
-    /// CLEAR: makes an event not pending.
-    Clear { device: u32, event: u32 },
     /// SYNC: waits until the redistributor has seen what came before.
     Sync { target: Target },
     /// MAPD: gives a device an ITT and a number of EventID bits, or takes it away.
@@ -46,12 +36,6 @@ impl Command {
     pub(super) fn encode(self) -> [u64; 4] {
         let with = |number: u64, device: u32| number | u64::from(device) << 32;
         match self {
-            Self::Move { device, event, collection } =>
-                [with(0x01, device), event.into(), collection.into(), 0],
-            Self::Interrupt { device, event } =>
-                [with(0x03, device), event.into(), 0, 0],
-            Self::Clear { device, event } =>
-                [with(0x04, device), event.into(), 0, 0],
             Self::Sync { target } =>
                 [0x05, 0, target.0, 0],
             Self::MapDevice { device, itt: Some((itt, event_bits)) } =>
@@ -83,9 +67,6 @@ mod tests {
         let lpi = IntId::new(8195);
         let itt = Some((Pa::new(0x8000_0100), 5));
         let cases = [
-            (Command::Move { device: 0x18, event: 2, collection: 1 }, [0x18_0000_0001, 2, 1, 0]),
-            (Command::Interrupt { device: 0x18, event: 2 },           [0x18_0000_0003, 2, 0, 0]),
-            (Command::Clear { device: 0x18, event: 2 },               [0x18_0000_0004, 2, 0, 0]),
             (Command::Sync { target },                                [0x05, 0, 0x3_0000, 0]),
             (Command::MapDevice { device: 0x18, itt },                [0x18_0000_0008, 4, 0x8000_0000_8000_0100, 0]),
             (Command::MapDevice { device: 0x18, itt: None },          [0x18_0000_0008, 0, 0, 0]),

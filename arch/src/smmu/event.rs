@@ -1,12 +1,12 @@
 //! Events: what the SMMU refused, and why (7.2, 7.3).
 //!
 //! ```text
-//!   word 0   63        32 31          12 11  10     8 7         0
-//!           +------------+--------------+---+--------+-----------+
-//!           |  StreamID  | SubstreamID  |SSV|        |   type    |
-//!   word 1  +------------+-----+--------+---+--------+-----------+
-//!           |  ... 41:40 CLASS | 39 S2 | 35 RnW | 34 InD | 33 PnU |
-//!   word 2  +------------------+-------------------------------- +
+//!   word 0   63        32 31                          7         0
+//!           +------------+---------------------------+-----------+
+//!           |  StreamID  |                           |   type    |
+//!   word 1  +------------+---------------------------+-----------+
+//!           |                 ... 35 RnW ...                     |
+//!   word 2  +----------------------------------------------------+
 //!           |  input address                                     |
 //!   word 3  +----------------------------------------------------+
 //!           |  IPA, or address of the fetch that failed          |
@@ -151,19 +151,6 @@ impl fmt::Display for Access {
     }
 }
 
-/// What was being translated (7.3, CLASS).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// The address of a context descriptor.
-    Context,
-    /// The address of a stage 1 table.
-    Table,
-    /// The address that the device gave.
-    Input,
-    /// Reserved.
-    Reserved,
-}
-
 /// A record of the event queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -176,11 +163,6 @@ impl Event {
         Self { words }
     }
 
-    /// Returns the record as it was.
-    pub const fn words(&self) -> [u64; 4] {
-        self.words
-    }
-
     /// Returns why the access was refused.
     pub fn kind(&self) -> Kind {
         Kind::decode((self.words[0] & 0xff) as u8)
@@ -189,12 +171,6 @@ impl Event {
     /// Returns whose access it was.
     pub const fn stream(&self) -> u32 {
         (self.words[0] >> 32) as u32
-    }
-
-    /// Returns the substream (the PASID), if the access had one.
-    pub fn substream(&self) -> Option<u32> {
-        let id = (self.words[0] >> 12) & 0xf_ffff;
-        (self.words[0] >> 11 & 1 != 0).then_some(id as u32)
     }
 
     /// Returns the address that the device gave, if the record has it. It is an IPA where stage 2
@@ -207,29 +183,9 @@ impl Event {
     pub fn access(&self) -> Option<Access> {
         let read = self.words[1] >> 35 & 1 != 0;
         let access = if read { Access::Read } else { Access::Write };
-        self.kind().has_address().then_some(access)
-    }
-
-    /// Returns whether stage 2 refused it.
-    pub fn at_stage2(&self) -> bool {
-        self.kind().is_translation() && self.words[1] >> 39 & 1 != 0
-    }
-
-    /// Returns what was being translated, if the record is about a translation.
-    pub fn class(&self) -> Option<Class> {
-        let class = match self.words[1] >> 40 & 0b11 {
-            0 => Class::Context,
-            1 => Class::Table,
-            2 => Class::Input,
-            _ => Class::Reserved,
-        };
-        self.kind().is_translation().then_some(class)
-    }
-
-    /// Returns the input of stage 2, if that is what failed.
-    pub fn ipa(&self) -> Option<Ipa> {
-        let at_stage2 = self.at_stage2() && self.kind() != Kind::WalkAbort;
-        at_stage2.then_some(Ipa::new(self.words[3] & 0x000f_ffff_ffff_f000))
+        // A request for a translation is for rights of its own (7.3.6).
+        let says = self.kind().has_address() && self.kind() != Kind::BadAtsRequest;
+        says.then_some(access)
     }
 
     /// Returns which fetch of the SMMU's own failed, if it was one.
@@ -265,26 +221,22 @@ mod tests {
         let cases = [
             // word 0,             word 1,                word 2,       word 3
             ([0x0000001800000010, 0x0000028800000000, 0x0000000040286000, 0x0000000040286000],
-                Translation, Read, 0x4028_6000, Some(0x4028_6000), "read at 0x40286000: not mapped"),
+                Translation, Read, 0x4028_6000, "read at 0x40286000: not mapped"),
             ([0x0000001800000010, 0x0000028000000000, 0x0000000040287000, 0x0000000040287000],
-                Translation, Write, 0x4028_7000, Some(0x4028_7000), "write at 0x40287000: not mapped"),
+                Translation, Write, 0x4028_7000, "write at 0x40287000: not mapped"),
             ([0x0000001800000013, 0x0000028000000000, 0x0000000040283000, 0x0000000040283000],
-                Permission, Write, 0x4028_3000, Some(0x4028_3000), "write at 0x40283000: not permitted"),
+                Permission, Write, 0x4028_3000, "write at 0x40283000: not permitted"),
             ([0x0000001800000010, 0x0000028000000000, 0x0000000100001000, 0x0000000040283000],
-                Translation, Write, 0x1_0000_1000, Some(0x4028_3000), "write at 0x100001000: not mapped"),
+                Translation, Write, 0x1_0000_1000, "write at 0x100001000: not mapped"),
             ([0x0000001800000010, 0x0000020800000000, 0x0000000200000000, 0x0000000000000000],
-                Translation, Read, 0x2_0000_0000, None, "read at 0x200000000: not mapped"),
+                Translation, Read, 0x2_0000_0000, "read at 0x200000000: not mapped"),
         ];
-        for (words, kind, access, address, ipa, text) in cases {
+        for (words, kind, access, address, text) in cases {
             let event = Event::new(words);
             assert_eq!(event.kind(), kind);
             assert_eq!(event.stream(), 0x18);
-            assert_eq!(event.substream(), None);
             assert_eq!(event.access(), Some(access));
             assert_eq!(event.address(), Some(Ipa::new(address)));
-            assert_eq!(event.ipa(), ipa.map(Ipa::new));
-            assert_eq!(event.at_stage2(), ipa.is_some());
-            assert_eq!(event.class(), Some(Class::Input));
             assert_eq!(event.to_string(), text);
         }
     }
@@ -292,19 +244,17 @@ mod tests {
     #[test]
     fn a_record_without_address_shows_none() {
         let event = Event::new([0x0000_0018_0000_0004, !0, !0, !0]);
-        assert_eq!(
-            (event.address(), event.access(), event.ipa()),
-            (None, None, None)
-        );
-        assert_eq!((event.class(), event.fetched()), (None, None));
+        assert_eq!((event.address(), event.access()), (None, None));
+        assert_eq!(event.fetched(), None);
         assert_eq!(event.to_string(), "stream table entry not valid");
         let event = Event::new([0x0000_0018_0000_0003, 0, 0, 0x8000_1000]);
         assert_eq!(
             event.to_string(),
             "stream table not readable (PA 0x80001000)"
         );
-        let event = Event::new([0x18_1234_5810, 0, 0, 0]);
-        assert_eq!(event.substream(), Some(0x12345));
+        let event = Event::new([0x0000_0018_0000_0005, 1 << 35, 0x4000_0000, 0]);
+        assert_eq!(event.access(), None);
+        assert_eq!(event.to_string(), "translation request not allowed");
     }
 
     #[test]

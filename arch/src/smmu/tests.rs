@@ -896,7 +896,7 @@ fn an_overflow_is_counted_and_acknowledged() {
         let recorded = (0..10).filter(|n| model.record([0x10, 0, *n, 0])).count();
         assert_eq!(recorded, 4);
         let events = std::iter::from_fn(|| smmu.next_event());
-        let addresses: Vec<u64> = events.map(|event| event.words()[2]).collect();
+        let addresses: Vec<u64> = events.map(|event| event.address().unwrap().get()).collect();
         assert_eq!(addresses, [0, 1, 2, 3]);
         assert_eq!(smmu.overflows(), round);
     }
