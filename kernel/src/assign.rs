@@ -12,6 +12,7 @@ use crate::memory;
 use crate::passthrough::{AssignError, Assigned};
 use crate::physical::{self, Physical, Resetting};
 use crate::sched;
+use crate::servers::{self, Leaving};
 use alloc::sync::Arc;
 use kernel::give::{self, Parts};
 use kernel::steps::Advance;
@@ -32,6 +33,8 @@ pub(crate) enum Operation {
     Give(Give),
     /// It comes back.
     Take(Take),
+    /// A device model lets go of one.
+    Leave(Leaving),
 }
 
 /// A function on its way to a domain.
@@ -104,6 +107,9 @@ impl Operation {
     /// Starts to take a function off a domain's bus, and to make it free. `is_own` says that this domain
     /// is the one that wants it.
     pub(crate) fn take(domain: Arc<Domain>, slot: Sbdf, is_own: bool) -> Result<Self, AssignError> {
+        if let Some(leaving) = servers::withdraw(&domain, slot) {
+            return Ok(Self::Leave(leaving));
+        }
         let physical = physical::get().ok_or(AssignError::NoPci)?;
         Ok(Self::Take(Take {
             physical,
@@ -119,6 +125,7 @@ impl Operation {
         let end = match self {
             Self::Give(give) => give.step(),
             Self::Take(take) => take.step(),
+            Self::Leave(leaving) => leaving.step(),
         };
         if let Ok(Advance::Done) = end {
             memory::report();

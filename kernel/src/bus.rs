@@ -147,10 +147,30 @@ impl Bus {
     }
 
     /// Puts a device model's function on the bus.
-    pub(crate) fn add_emulated(&mut self, slot: Sbdf, server: u32) -> Result<(), BusError> {
-        self.bus.insert(slot, Owner::Ioreq(server))?;
+    pub(crate) fn put_emulated(
+        &mut self,
+        domain: &Domain,
+        slot: Sbdf,
+        server: u32,
+    ) -> Result<(), AssignError> {
+        self.check_slot(domain, slot)?;
+        self.bus
+            .insert(slot, Owner::Ioreq(server))
+            .map_err(AssignError::Slot)?;
         self.tell_siblings(slot);
+        self.refresh(domain, slot);
         Ok(())
+    }
+
+    /// Takes a device model's function off the bus, with what it has claimed, and returns the server whose
+    /// it was; `None` if there is none at that slot.
+    pub(crate) fn take_emulated(&mut self, domain: &Domain, slot: Sbdf) -> Option<u32> {
+        let Some(Owner::Ioreq(server)) = self.bus.owner(slot) else {
+            return None;
+        };
+        self.give_up(domain, slot);
+        self.unclaim_all(domain, server, Some(slot));
+        Some(server)
     }
 
     /// Tells the functions of the device that the function of that name belongs to which others there are.
@@ -365,6 +385,15 @@ impl Bus {
         })
     }
 
+    /// Returns the first function of a server, by their names, behind `after`.
+    pub(crate) fn next_of_server(&self, server: u32, after: Option<Sbdf>) -> Option<Sbdf> {
+        let mut present = self.bus.functions_present();
+        let own = |(name, owner): &(Sbdf, Owner<usize>)| {
+            *owner == Owner::Ioreq(server) && Some(*name) > after
+        };
+        present.find(own).map(|(name, _)| name)
+    }
+
     /// Returns the functions of device models, by name: all that there are.
     pub(crate) fn emulated(&self) -> Result<Vec<(Sbdf, u32)>, TryReserveError> {
         let present = self.bus.functions_present();
@@ -481,8 +510,8 @@ impl Bus {
         }
     }
 
-    /// Keeps a slot for a physical function, which nobody sees before `put`. Returns its place.
-    pub(crate) fn reserve(&mut self, domain: &Domain, slot: Sbdf) -> Result<usize, AssignError> {
+    /// Checks that a function can be put at a slot.
+    fn check_slot(&self, domain: &Domain, slot: Sbdf) -> Result<(), AssignError> {
         if self.is_gone {
             return Err(AssignError::Gone);
         }
@@ -503,6 +532,12 @@ impl Bus {
         {
             return Err(AssignError::OnItsWay);
         }
+        Ok(())
+    }
+
+    /// Keeps a slot for a physical function, which nobody sees before `put`. Returns its place.
+    pub(crate) fn reserve(&mut self, domain: &Domain, slot: Sbdf) -> Result<usize, AssignError> {
+        self.check_slot(domain, slot)?;
         let is_free = |id: &usize| {
             let mut present = self.bus.functions_present();
             matches!(self.functions.get(*id), Some(None))

@@ -11,7 +11,7 @@ use crate::lifecycle::Lifecycle;
 use crate::mmio::Pending;
 use crate::passthrough::AssignError;
 use crate::pcpu::Running;
-use crate::{physical, sched};
+use crate::{physical, sched, servers};
 use abi::{AssignFlags, DomainState, Function, FunctionState, NONE, Status};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -35,6 +35,7 @@ pub(crate) fn handle(running: &mut Running<'_>, function: Function) -> Next {
                 let operation = unassign(running.domain, a, b);
                 return start(running, operation);
             }
+            Function::PciEmulate => emulate(a, b, c, d).map(|()| [a, b, c]),
             _ => Err(Status::NotSupported),
         }
     };
@@ -129,6 +130,12 @@ fn assign(number: u64, host: u64, slot: u64, flags: u64) -> Result<Operation, St
         error!("domain {} does not get {host}: {error}", name.name());
         error.status()
     })
+}
+
+/// PCI_EMULATE.
+fn emulate(number: u64, slot: u64, model: u64, server: u64) -> Result<(), Status> {
+    let (target, model) = (domain(number)?, domain(model)?);
+    servers::emulate(&target, sbdf(slot)?, &model, server)
 }
 
 /// PCI_UNASSIGN.

@@ -39,8 +39,6 @@ pub struct Server {
     pub target: String,
     /// Where its ring is.
     pub ring: Range<u64>,
-    /// The functions it owns there: segment << 16 | requester ID.
-    pub functions: Vec<u32>,
     /// The target's memory: its IPA there, its size, and where it is mapped here.
     pub memory: Vec<(u64, u64, u64)>,
     /// Where the target's functions write their MSIs to.
@@ -288,7 +286,6 @@ fn server(tree: &mut Writer, server: &Server) -> Result<(), WriteError> {
         tree.u32("isthmus,server", server.id)?;
         tree.string("isthmus,name", &server.name)?;
         tree.string("isthmus,target", &server.target)?;
-        tree.cells("isthmus,functions", &server.functions)?;
         let numbers = |(ipa, size, local): &(u64, u64, u64)| [*ipa, *size, *local];
         let memory = fallible::collect(server.memory.iter().map(numbers));
         let memory = memory.map_err(|_| WriteError::OutOfMemory)?;
@@ -381,7 +378,6 @@ mod tests {
             name: "blk0".into(),
             target: "linux".into(),
             ring: 0x70_0000_0000..0x70_0000_3000,
-            functions: [0x10].into(),
             memory: [(0x4000_0000, 0x2000_0000, 0x72_0000_0000)].into(),
             doorbell: layout::DOORBELL,
         }

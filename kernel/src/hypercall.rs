@@ -45,6 +45,11 @@ pub(crate) fn handle(running: &mut Running<'_>, id: u32) -> Next {
             let done = servers::complete(running.domain, x[1], x[2]);
             answer(running, done);
         }
+        Function::IoreqFunction => {
+            let done = servers::next_function(running.domain, x[1], x[2]);
+            let done = done.map(|name| running.state.frame.x[1] = name);
+            answer(running, done);
+        }
         Function::IoreqMap => answer(
             running,
             servers::map(running.domain, &running.state.frame.x),
@@ -64,6 +69,7 @@ pub(crate) fn handle(running: &mut Running<'_>, id: u32) -> Next {
         | Function::PciInfo
         | Function::PciAssign
         | Function::PciUnassign
+        | Function::PciEmulate
             if is_built(function) =>
         {
             return control::handle(running, function);
@@ -81,14 +87,13 @@ fn is_built(function: Function) -> bool {
         Function::IoreqMap,
         Function::IoreqUnmap,
         Function::IoreqMsi,
+        Function::IoreqFunction,
+        Function::PciEmulate,
     ];
-    let pci = [
-        Function::PciInfo,
-        Function::PciAssign,
-        Function::PciUnassign,
-    ];
+    let pci = [Function::PciInfo, Function::PciAssign];
     (cfg!(feature = "ioreq") || !ioreq.contains(&function))
         && (cfg!(feature = "vpci") || !pci.contains(&function))
+        && (cfg!(any(feature = "ioreq", feature = "vpci")) || function != Function::PciUnassign)
 }
 
 fn answer(running: &mut Running<'_>, done: Result<(), Status>) {

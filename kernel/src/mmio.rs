@@ -461,6 +461,7 @@ fn bus_reset(running: &mut Running<'_>, mmio: Mmio, bus: u8, mut after: Option<S
 
 /// Goes on with what the loaded vCPU waits for, if it has come.
 pub(crate) fn answer(running: &mut Running<'_>) {
+    servers::take_stale(running);
     let Some(pending) = running.state.pending.take() else {
         return;
     };
@@ -469,17 +470,17 @@ pub(crate) fn answer(running: &mut Running<'_>) {
         Pending::Reset(mmio, scope, resets) => reset(running, mmio, scope, resets),
         Pending::Control(operation) => control::go_on(running, operation),
         Pending::BusReset(mmio, asked, after, bus) => {
-            if let Some(Err(asked)) = asked.map(taken) {
+            if let Some(Err(asked)) = asked.map(|asked| taken(running, asked)) {
                 return wait_on(running, Pending::BusReset(mmio, Some(asked), after, bus));
             }
             bus_reset(running, mmio, bus, after)
         }
-        Pending::Memory(mmio, asked) => match taken(asked) {
+        Pending::Memory(mmio, asked) => match taken(running, asked) {
             Ok(value) => answer_load(running, mmio, value),
             Err(asked) => return wait_on(running, Pending::Memory(mmio, asked)),
         },
         Pending::Config(config, asked) => {
-            let value = match taken(asked) {
+            let value = match taken(running, asked) {
                 Ok(value) => value,
                 Err(asked) => return wait_on(running, Pending::Config(config, asked)),
             };
@@ -491,7 +492,7 @@ pub(crate) fn answer(running: &mut Running<'_>) {
             config_done(running, bus, config, value)
         }
         Pending::DomainReset(asked, mut rest) => {
-            if let Err(asked) = taken(asked) {
+            if let Err(asked) = taken(running, asked) {
                 return wait_on(running, Pending::DomainReset(asked, rest));
             }
             while let Some((sbdf, server)) = rest.pop() {
@@ -518,10 +519,25 @@ fn wait_on(running: &mut Running<'_>, pending: Pending) {
 }
 
 /// Takes an answer, or what stands for the one of a device model that is gone.
-fn taken(asked: Asked) -> Result<u64, Asked> {
+fn taken(running: &mut Running<'_>, asked: Asked) -> Result<u64, Asked> {
     match asked.answer() {
         Ok(value) => Ok(value),
         Err(TakeError::Dropped) => Ok(asked.unanswered()),
-        Err(TakeError::NotYet) => Err(asked),
+        Err(TakeError::NotYet) => given_up(running, asked),
     }
+}
+
+/// Waits no longer for an answer of a function that has been taken away. It may still come; until then the
+/// slot stays in use.
+#[cold]
+fn given_up(running: &mut Running<'_>, asked: Asked) -> Result<u64, Asked> {
+    let bus = running.domain.pci.as_ref();
+    let is_void = bus.is_some_and(|bus| asked.is_void(&bus.lock()));
+    let stale = &mut running.state.stale;
+    if !is_void || stale.try_reserve(1).is_err() {
+        return Err(asked);
+    }
+    let value = asked.unanswered();
+    stale.push(asked);
+    Ok(value)
 }

@@ -1,13 +1,17 @@
-//! Stands in for `assign` in a build without vPCI: nothing can be given away.
+//! Stands in for `assign` in a build without vPCI: no function of the machine can be given away.
 
 use crate::domain::Domain;
 use crate::passthrough::AssignError;
+use crate::servers::{self, Leaving};
 use alloc::sync::Arc;
 use kernel::steps::Advance;
 use vpci::{Sbdf, Vendor};
 
-/// There is none.
-pub(crate) enum Operation {}
+/// Something that is on its way.
+pub(crate) enum Operation {
+    /// A device model lets go of a function.
+    Leave(Leaving),
+}
 
 impl Operation {
     pub(crate) fn give(
@@ -20,12 +24,19 @@ impl Operation {
         Err(AssignError::NotBuilt)
     }
 
-    pub(crate) fn take(_: Arc<Domain>, _slot: Sbdf, _is_own: bool) -> Result<Self, AssignError> {
-        Err(AssignError::NotBuilt)
+    pub(crate) fn take(
+        domain: Arc<Domain>,
+        slot: Sbdf,
+        _is_own: bool,
+    ) -> Result<Self, AssignError> {
+        let leaving = servers::withdraw(&domain, slot);
+        leaving.map(Self::Leave).ok_or(AssignError::NothingThere)
     }
 
     pub(crate) fn step(&mut self) -> Result<Advance, AssignError> {
-        match *self {}
+        match self {
+            Self::Leave(leaving) => leaving.step(),
+        }
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) enum AssignError {
     Gone,
     /// It is in a reset.
     Resetting,
+    /// Its device model does not say that it has let go of it.
+    Kept,
     /// There is no memory left.
     NoMemory,
 }
@@ -41,6 +43,7 @@ impl fmt::Display for AssignError {
             Self::OnItsWay => f.write_str("a function is on its way to that slot"),
             Self::Gone => f.write_str("the domain has stopped for good"),
             Self::Resetting => f.write_str("it is in a reset"),
+            Self::Kept => f.write_str("its device model has not let go of it"),
             Self::NoMemory => f.write_str("there is no memory left"),
         }
     }
@@ -48,7 +51,16 @@ impl fmt::Display for AssignError {
 
 impl AssignError {
     pub(crate) fn status(&self) -> Status {
-        Status::NotSupported
+        match self {
+            Self::NotBuilt => Status::NotSupported,
+            Self::NothingThere => Status::NotFound,
+            Self::OnItsWay | Self::Resetting => Status::Busy,
+            Self::Slot(BusError::NoMemory) | Self::NoMemory => Status::NoMemory,
+            Self::Slot(BusError::Occupied(_)) => Status::Occupied,
+            Self::Slot(_) => Status::BadAddress,
+            Self::Gone => Status::Gone,
+            Self::Kept => Status::ResetFailed,
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Stands in for `servers` in a build without ioreq: there are no device models.
 
-use crate::bus::Elsewhere;
+use crate::bus::{Bus, Elsewhere};
 use crate::domain::Domain;
+use crate::passthrough::AssignError;
 use crate::pcpu::Running;
 use abi::Status;
 use alloc::collections::TryReserveError;
@@ -10,6 +11,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use ioreq::{Request, TakeError};
 use kernel::guest_tree;
+use kernel::steps::Advance;
 use vpci::Sbdf;
 
 /// There is none.
@@ -21,6 +23,9 @@ pub(crate) struct Serving;
 
 /// There is none.
 pub(crate) enum Asked {}
+
+/// There is none.
+pub(crate) enum Leaving {}
 
 /// How a request went off. Of these only the last one happens.
 #[expect(dead_code, reason = "what `servers` does is matched all the same")]
@@ -66,6 +71,10 @@ impl Asked {
         match *self {}
     }
 
+    pub(crate) fn is_void(&self, _bus: &Bus) -> bool {
+        match *self {}
+    }
+
     pub(crate) fn unanswered(&self) -> u64 {
         match *self {}
     }
@@ -74,6 +83,8 @@ impl Asked {
 pub(crate) fn send(_running: &mut Running<'_>, _to: Elsewhere, request: Request) -> Sent {
     Sent::Unanswered(request.unanswered())
 }
+
+pub(crate) fn take_stale(_running: &mut Running<'_>) {}
 
 pub(crate) fn send_reset(_: &Domain, _vcpu: usize, _server: u32, _sbdf: Sbdf) -> Sent {
     Sent::Unanswered(0)
@@ -90,11 +101,34 @@ pub(crate) fn link(
     }
 }
 
+pub(crate) fn emulate(
+    _target: &Arc<Domain>,
+    _slot: Sbdf,
+    _model: &Domain,
+    _server: u64,
+) -> Result<(), Status> {
+    Err(Status::NotSupported)
+}
+
+pub(crate) fn withdraw(_target: &Arc<Domain>, _slot: Sbdf) -> Option<Leaving> {
+    None
+}
+
+impl Leaving {
+    pub(crate) fn step(&self) -> Result<Advance, AssignError> {
+        match *self {}
+    }
+}
+
 pub(crate) fn wait(running: &mut Running<'_>) {
     running.state.frame.x[0] = Status::NotSupported.to_register();
 }
 
 pub(crate) fn complete(_: &Domain, _server: u64, _slot: u64) -> Result<(), Status> {
+    Err(Status::NotSupported)
+}
+
+pub(crate) fn next_function(_: &Domain, _server: u64, _after: u64) -> Result<u64, Status> {
     Err(Status::NotSupported)
 }
 

@@ -98,6 +98,8 @@ pub(crate) enum AssignError {
     Vectors(VectorError),
     /// The SMMU refused.
     Smmu(arch::smmu::Error),
+    /// Its device model does not say that it has let go of it.
+    Kept,
     /// There is no memory left.
     NoMemory,
 }
@@ -124,6 +126,7 @@ impl fmt::Display for AssignError {
             Self::Slot(error) => write!(f, "{error}"),
             Self::Vectors(error) => write!(f, "{error}"),
             Self::Smmu(error) => write!(f, "{error}"),
+            Self::Kept => f.write_str("its device model has not let go of it"),
             Self::NoMemory => f.write_str("there is no memory left"),
         }
     }
@@ -175,7 +178,7 @@ impl AssignError {
             Self::Slot(BusError::Occupied(_)) => Status::Occupied,
             Self::NoBus | Self::Slot(_) => Status::BadAddress,
             Self::Gone => Status::Gone,
-            Self::Reset(_) | Self::NotQuiet(_) => Status::ResetFailed,
+            Self::Reset(_) | Self::NotQuiet(_) | Self::Kept => Status::ResetFailed,
             Self::Vectors(VectorError::TooMany) | Self::NoMemory => Status::NoMemory,
             Self::Vectors(VectorError::NoIts | VectorError::Its(_) | VectorError::Shared) => {
                 Status::NotUsable

@@ -3,9 +3,10 @@
 //! A [`Link`] joins a device-model domain to a target. A request waits in the slot of the target's
 //! vCPU, which is `Waiting` until the device model completes it; EL2 itself never waits.
 
-use crate::bus::Elsewhere;
+use crate::bus::{Bus, Elsewhere};
 use crate::domain::Domain;
 use crate::memory::{self, TableFrames, try_arc};
+use crate::passthrough::AssignError;
 use crate::pcpu::Running;
 use crate::sched;
 use abi::{MapFlags, NONE, Status};
@@ -15,10 +16,13 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use arch::address::{BLOCK_1G, Ipa, PAGE_SIZE, Pa};
 use arch::table::Access;
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
 use ioreq::{
     AttachError, EventSet, Kind, Layout, Line, PostedWrite, Poster, PublishError, Request, Server,
     ServerWork, Sleep, Wake,
 };
+use kernel::steps::Advance;
 use kernel::{fallible, guest_tree, layout, size};
 use manifest::Grant;
 use spin::Mutex;
@@ -39,6 +43,8 @@ pub(crate) struct Link {
     target: Weak<Domain>,
     server: Server<'static>,
     poster: Mutex<Poster>,
+    /// The last change that took a function away. Under the lock of the target's bus.
+    removed: AtomicU32,
     /// What the device model finds in its device tree.
     description: Arc<guest_tree::Server>,
 }
@@ -55,6 +61,18 @@ pub(crate) struct Asked {
     link: Arc<Link>,
     pending: ioreq::Pending,
 }
+
+/// A function that was taken away, and of which its device model has yet to let go.
+pub(crate) struct Leaving {
+    link: Arc<Link>,
+    change: u32,
+    /// When it is waited for no longer.
+    due: Duration,
+}
+
+/// How long a device model may take for that, and after how many milliseconds EL2 looks again.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK: u32 = 1;
 
 /// How a request went off.
 pub(crate) enum Sent {
@@ -123,7 +141,10 @@ impl Serving {
             if let Some(target) = link.target.upgrade() {
                 for slot in link.server.outstanding() {
                     if (slot as usize) < target.vcpus.len() {
-                        sched::answered(&target.reference(slot as usize));
+                        let vcpu = target.reference(slot as usize);
+                        sched::answered(&vcpu);
+                        // It may have given the answer up, and wait for something else.
+                        sched::notify(&vcpu);
                     }
                 }
                 if let Some(pci) = &target.pci {
@@ -213,6 +234,11 @@ impl Asked {
         self.link.server.take_answer(&self.pending)
     }
 
+    /// Returns whether the function that was asked is no longer that server's.
+    pub(crate) fn is_void(&self, bus: &Bus) -> bool {
+        !bus.is_emulated_by(self.pending.request().sbdf, self.link.in_target)
+    }
+
     /// Returns what stands for the answer of a device model that is gone.
     pub(crate) fn unanswered(&self) -> u64 {
         self.pending.request().unanswered()
@@ -225,12 +251,18 @@ pub(crate) fn send(running: &mut Running<'_>, to: Elsewhere, request: Request) -
     let Some(link) = link else {
         return Sent::Unanswered(request.unanswered());
     };
-    // What this vCPU asked before a reset of its domain blocks its slot until it is answered.
-    running
-        .state
-        .stale
-        .retain(|asked| asked.answer() == Err(ioreq::TakeError::NotYet));
+    take_stale(running);
     link.send(running.vcpu.index, request, to.posted)
+}
+
+/// Takes answers that nobody waits for any more: what was asked before a reset of the domain, or of a
+/// function that has gone, blocks the vCPU's slot until it is answered.
+#[inline]
+pub(crate) fn take_stale(running: &mut Running<'_>) {
+    let stale = &mut running.state.stale;
+    if !stale.is_empty() {
+        stale.retain(|asked| asked.answer() == Err(ioreq::TakeError::NotYet));
+    }
 }
 
 /// Sends the reset of a function, for a vCPU that is off.
@@ -249,7 +281,7 @@ pub(crate) enum LinkError {
     /// There is no such domain.
     NoTarget,
     /// A slot cannot be had.
-    Slot(vpci::BusError),
+    Slot(AssignError),
 }
 
 impl From<TryReserveError> for LinkError {
@@ -298,13 +330,11 @@ pub(crate) fn link(
         let (server, poster) = Server::new(lines, shape).map_err(|_| LinkError::NoMemory)?;
         let in_target =
             u32::try_from(target.links.lock().len()).map_err(|_| LinkError::NoMemory)?;
-        let mut functions = Vec::new();
         {
             let is_own = |function: &&manifest::Function| matches!(&function.backend, manifest::Backend::Server(name) if *name == config.name);
             let mut pci = target.pci.as_ref().ok_or(LinkError::NoTarget)?.lock();
             for function in target.config.functions.iter().filter(is_own) {
-                fallible::push(&mut functions, u32::from(function.slot))?;
-                pci.add_emulated(function.slot, in_target)
+                pci.put_emulated(&target, function.slot, in_target)
                     .map_err(LinkError::Slot)?;
             }
         }
@@ -337,7 +367,6 @@ pub(crate) fn link(
             name: fallible::text(&config.name)?,
             target: fallible::text(&config.target)?,
             ring: ring_at..ring_at + bytes,
-            functions,
             memory: granted,
             doorbell: layout::DOORBELL,
         };
@@ -349,6 +378,7 @@ pub(crate) fn link(
             target: Arc::downgrade(&target),
             server,
             poster: Mutex::new(poster),
+            removed: AtomicU32::new(0),
             description: try_arc(description)?,
         })?;
         fallible::push(&mut *target.links.lock(), link.clone())?;
@@ -367,6 +397,71 @@ fn grants(grant: &Grant, memory: u64) -> Result<Vec<(u64, u64)>, TryReserveError
                 |range: &manifest::GuestRange| (range.base, range.base.saturating_add(range.size));
             fallible::collect(ranges.iter().map(range))
         }
+    }
+}
+
+/// Puts a function of a device model at a slot of the domain that its server serves.
+#[cold]
+pub(crate) fn emulate(
+    target: &Arc<Domain>,
+    slot: Sbdf,
+    model: &Domain,
+    server: u64,
+) -> Result<(), Status> {
+    let link = model.serving.link(server).ok_or(Status::NotFound)?;
+    let pci = match &target.pci {
+        Some(pci) if link.target.as_ptr() == Arc::as_ptr(target) => pci,
+        _ => return Err(Status::NotFound),
+    };
+    let mut bus = pci.lock();
+    // What was taken away before, the device model may still have under the same name.
+    if !link.server.has_seen(link.removed.load(Ordering::Relaxed)) {
+        return Err(Status::Busy);
+    }
+    bus.put_emulated(target, slot, link.in_target)
+        .map_err(|error| error.status())?;
+    link.server.change_functions(&mut link.poster.lock());
+    drop(bus);
+    link.signal();
+    info!("domain {}: {slot} is {}'s", target.name(), link.name);
+    Ok(())
+}
+
+/// Takes a device model's function off a domain's bus: from here on its slot is empty, and nothing that the
+/// device model says of it counts. `None` if there is none at that slot.
+#[cold]
+pub(crate) fn withdraw(target: &Arc<Domain>, slot: Sbdf) -> Option<Leaving> {
+    let mut bus = target.pci.as_ref()?.lock();
+    let server = bus.take_emulated(target, slot)?;
+    let link = target.links.lock().get(server as usize).cloned()?;
+    let change = link.server.change_functions(&mut link.poster.lock());
+    link.removed.store(change, Ordering::Relaxed);
+    drop(bus);
+    link.signal();
+    // Who waits for its answer waits in vain; who is about to wait sees the request first.
+    for vcpu in &target.vcpus {
+        sched::answered(&target.reference(vcpu.index));
+    }
+    info!(
+        "domain {}: {slot} is {}'s no more",
+        target.name(),
+        link.name
+    );
+    let due = sched::uptime() + PATIENCE;
+    Some(Leaving { link, change, due })
+}
+
+impl Leaving {
+    /// Looks whether the device model has let go.
+    pub(crate) fn step(&self) -> Result<Advance, AssignError> {
+        if self.link.server.has_seen(self.change) {
+            return Ok(Advance::Done);
+        }
+        if sched::uptime() < self.due {
+            return Ok(Advance::Wait(LOOK));
+        }
+        error!("server {} does not let go of a function", self.link.name);
+        Err(AssignError::Kept)
     }
 }
 
@@ -441,64 +536,88 @@ pub(crate) fn complete(domain: &Domain, server: u64, slot: u64) -> Result<(), St
     Ok(())
 }
 
-/// Finds a server of the caller's, its target, and a function that is the server's.
-fn function(
-    domain: &Domain,
-    server: u64,
-    sbdf: u64,
-) -> Result<(Arc<Link>, Arc<Domain>, Sbdf), Status> {
+/// Finds a server of the caller's, and what it serves.
+fn server(domain: &Domain, server: u64) -> Result<(Arc<Link>, Arc<Domain>), Status> {
     let link = domain.serving.link(server).ok_or(Status::NotFound)?;
     let target = link.target.upgrade().ok_or(Status::Gone)?;
-    let sbdf = u32::try_from(sbdf).map_err(|_| Status::InvalidArgument)?;
-    let sbdf = Sbdf::from(sbdf);
-    let pci = target.pci.as_ref().ok_or(Status::Gone)?;
-    if !pci.lock().is_emulated_by(sbdf, link.in_target) {
+    Ok((link, target))
+}
+
+fn sbdf(register: u64) -> Result<Sbdf, Status> {
+    let number = u32::try_from(register).map_err(|_| Status::InvalidArgument)?;
+    Ok(Sbdf::from(number))
+}
+
+/// Runs `f` with a server of the caller's, its target, a function that is the server's, and the bus that it
+/// stays on meanwhile.
+fn with_function<R>(
+    domain: &Domain,
+    [id, name]: [u64; 2],
+    f: impl FnOnce(&Link, &Domain, Sbdf, &mut Bus) -> Result<R, Status>,
+) -> Result<R, Status> {
+    let (link, target) = server(domain, id)?;
+    let sbdf = sbdf(name)?;
+    let mut bus = target.pci.as_ref().ok_or(Status::Gone)?.lock();
+    if !bus.is_emulated_by(sbdf, link.in_target) {
         return Err(Status::Denied);
     }
-    Ok((link, target, sbdf))
+    f(&link, &target, sbdf, &mut bus)
+}
+
+/// IOREQ_FUNCTION: returns the name of the server's next function.
+#[cold]
+pub(crate) fn next_function(domain: &Domain, id: u64, after: u64) -> Result<u64, Status> {
+    let (link, target) = server(domain, id)?;
+    let after = match after {
+        NONE => None,
+        name => Some(sbdf(name)?),
+    };
+    let bus = target.pci.as_ref().ok_or(Status::Gone)?.lock();
+    let next = bus.next_of_server(link.in_target, after);
+    next.map(|name| u32::from(name).into())
+        .ok_or(Status::NotFound)
 }
 
 /// IOREQ_MAP.
 pub(crate) fn map(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
-    let [_, server, sbdf, at, size, flags, ..] = *x;
-    let (link, target, sbdf) = function(domain, server, sbdf)?;
-    let flags = MapFlags::from_bits(flags).ok_or(Status::InvalidArgument)?;
-    let range = BusRange::new(BusAddress::new(at), size).ok_or(Status::InvalidArgument)?;
-    let decoder = Decoder::Ioreq {
-        server: link.in_target,
-        sbdf,
-        posted: flags.contains(MapFlags::POSTED),
-    };
-    let pci = target.pci.as_ref().ok_or(Status::Gone)?;
-    pci.lock()
-        .claim(range, sbdf, decoder)
-        .map_err(|error| match error {
-            ClaimError::Outside(_) => Status::BadAddress,
-            ClaimError::Taken { .. } => Status::Busy,
-            ClaimError::NoMemory => Status::NoMemory,
-        })
+    let [_, server, name, at, size, flags, ..] = *x;
+    with_function(domain, [server, name], |link, _, sbdf, bus| {
+        let flags = MapFlags::from_bits(flags).ok_or(Status::InvalidArgument)?;
+        let range = BusRange::new(BusAddress::new(at), size).ok_or(Status::InvalidArgument)?;
+        let decoder = Decoder::Ioreq {
+            server: link.in_target,
+            sbdf,
+            posted: flags.contains(MapFlags::POSTED),
+        };
+        bus.claim(range, sbdf, decoder)
+            .map_err(|error| match error {
+                ClaimError::Outside(_) => Status::BadAddress,
+                ClaimError::Taken { .. } => Status::Busy,
+                ClaimError::NoMemory => Status::NoMemory,
+            })
+    })
 }
 
 /// IOREQ_UNMAP.
 pub(crate) fn unmap(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
-    let [_, server, sbdf, at, ..] = *x;
-    let (link, target, sbdf) = function(domain, server, sbdf)?;
-    let pci = target.pci.as_ref().ok_or(Status::Gone)?;
-    let at = BusAddress::new(at);
-    let found = pci.lock().unclaim(&target, at, link.in_target, sbdf);
-    found.then_some(()).ok_or(Status::NotFound)
+    let [_, server, name, at, ..] = *x;
+    with_function(domain, [server, name], |link, target, sbdf, bus| {
+        let found = bus.unclaim(target, BusAddress::new(at), link.in_target, sbdf);
+        found.then_some(()).ok_or(Status::NotFound)
+    })
 }
 
 /// IOREQ_MSI.
 pub(crate) fn msi(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
-    let [_, server, sbdf, address, data, ..] = *x;
-    let (_, target, sbdf) = function(domain, server, sbdf)?;
-    if address != layout::DOORBELL {
-        return Err(Status::BadAddress);
-    }
-    let event = u32::try_from(data).map_err(|_| Status::InvalidArgument)?;
-    let pci = target.pci.as_ref().ok_or(Status::Gone)?;
-    let requester = pci.lock().requester(sbdf);
+    let [_, id, name, address, data, ..] = *x;
+    let (event, requester) = with_function(domain, [id, name], |_, _, sbdf, bus| {
+        if address != layout::DOORBELL {
+            return Err(Status::BadAddress);
+        }
+        let event = u32::try_from(data).map_err(|_| Status::InvalidArgument)?;
+        Ok((event, bus.requester(sbdf)))
+    })?;
+    let (_, target) = server(domain, id)?;
     // What the port above does not let through, and what the target's ITS does not know, is dropped, as
     // hardware does.
     if let Some(requester) = requester {

@@ -115,7 +115,8 @@ pub(crate) struct State {
     pub(crate) pending: Option<Pending>,
     /// The load or store that is being carried out in parts.
     pub(crate) replay: Option<Replay>,
-    /// Requests from before resets of the domain, which device models have not answered yet.
+    /// Requests from before resets of the domain, or of functions that have gone, which device models have
+    /// not answered yet.
     pub(crate) stale: Vec<Asked>,
     /// The vCPU sleeps in IOREQ_WAIT.
     pub(crate) waits_for_work: bool,

@@ -93,7 +93,6 @@ fn the_device_tree_of_a_domain_that_starts_again() {
         name: "blk0".into(),
         target: "linux".into(),
         ring: 0x70_0000_0000..0x70_0000_3000,
-        functions: vec![0x10],
         memory: vec![(0x4000_0000, 0x2000_0000, 0x72_0000_0000); 3],
         doorbell: layout::DOORBELL,
     })];

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Everything is pure logic. What a function wants of the hypervisor it asks a [`Host`] for, and the
-//! target's memory is behind [`GuestMemory`]; the domain's program implements both.
+//! target's memory is behind [`GuestMemory`]; which functions there are at the moment, and what each is made
+//! of, is a [`Supply`]'s to say. The domain's program implements the three.
 //!
 //! The target is not trusted. Nothing it writes, into registers or into memory, makes a function
 //! panic, loop, or touch memory that was not granted.
@@ -29,5 +30,5 @@ mod memory;
 pub mod msix;
 pub mod virtio;
 
-pub use machine::{Function, Host, Machine, Progress};
+pub use machine::{Function, Host, Machine, Progress, Supply};
 pub use memory::{GuestMemory, OutOfBounds};

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use abi::{MapFlags, Status};
-use ioreq::{Client, Kind, Request, Width, Work};
+use ioreq::{Changes, Client, Kind, Request, Width, Work};
 use vpci::{ConfigAccess, Offset, Sbdf, Size};
 
 /// What a function asks of the hypervisor.
@@ -22,6 +22,18 @@ pub trait Host {
 
     /// Notes something that an operator may want to know of `sbdf`. The target can cause it at will.
     fn report(&mut self, sbdf: Sbdf, what: &dyn fmt::Display);
+}
+
+/// Which functions a server has, and what they are made of.
+pub trait Supply<'r>: Host {
+    /// Returns the server's first function, or the one that comes next behind `after`.
+    fn next(&mut self, after: Option<Sbdf>) -> Option<Sbdf>;
+
+    /// Makes a function, in the state after power-on; without one, reads of it give all ones.
+    fn make(&mut self, sbdf: Sbdf) -> Option<Box<dyn Function + 'r>>;
+
+    /// Takes back what a function was made of. It has been dropped, and its ranges are nobody's.
+    fn gone(&mut self, sbdf: Sbdf);
 }
 
 /// Whether a function has something left to do.
@@ -55,40 +67,44 @@ pub trait Function {
     fn poll(&mut self, host: &mut dyn Host) -> Progress;
 }
 
-/// A function and its name.
-type Named<'r> = (Sbdf, Box<dyn Function + 'r>);
+/// A function and its name; without one, it could not be made.
+type Named<'r> = (Sbdf, Option<Box<dyn Function + 'r>>);
 
 /// The functions of one server, and its end of the ring.
 pub struct Machine<'r> {
     client: Client<'r>,
-    functions: Vec<Named<'r>>,
+    functions: Functions<'r>,
     /// Something was written, so that a function may have something to do.
     written: bool,
 }
 
+/// The functions that there are, as far as it is known.
+struct Functions<'r> {
+    list: Vec<Named<'r>>,
+    changes: Changes<'r>,
+    /// Nobody has looked for them yet.
+    new: bool,
+}
+
 impl<'r> Machine<'r> {
-    /// Makes a machine without functions: every read gives all ones.
+    /// Makes a machine that has yet to look for its functions.
     pub fn new(client: Client<'r>) -> Self {
+        let functions = Functions {
+            list: Vec::new(),
+            changes: client.changes(),
+            new: true,
+        };
         Self {
             client,
-            functions: Vec::new(),
+            functions,
             written: false,
         }
     }
 
-    /// Adds a function.
-    ///
-    /// # Errors
-    ///
-    /// If memory is short.
-    pub fn add(
-        &mut self,
-        sbdf: Sbdf,
-        function: Box<dyn Function + 'r>,
-    ) -> Result<(), TryReserveError> {
-        self.functions.try_reserve(1)?;
-        self.functions.push((sbdf, function));
-        Ok(())
+    /// Looks whether functions have come or gone, and returns how many there are.
+    pub fn update(&mut self, supply: &mut impl Supply<'r>) -> usize {
+        self.functions.update(supply);
+        self.functions.list.len()
     }
 
     /// Returns how many slots the ring has.
@@ -98,19 +114,21 @@ impl<'r> Machine<'r> {
 
     /// Serves what the ring has: the writes that were posted before the request in `slot` and the
     /// request, or all posted writes. Returns the slot that the caller then has to complete.
-    pub fn serve(&mut self, slot: Option<u32>, host: &mut dyn Host) -> Option<u32> {
+    pub fn serve(&mut self, slot: Option<u32>, supply: &mut impl Supply<'r>) -> Option<u32> {
         let functions = &mut self.functions;
         let mut complete = None;
         for work in self.client.work(slot) {
+            // What brought the function that is asked is seen by now.
+            functions.update(supply);
             match work {
                 Work::Posted(write) => {
                     self.written = true;
-                    handle(functions, &write.synchronous(), host);
+                    functions.handle(&write.synchronous(), supply);
                 }
                 Work::Request(ticket, request) => {
                     complete = Some(ticket.slot());
                     self.written |= !request.kind.is_read();
-                    ticket.answer(handle(functions, &request, host));
+                    ticket.answer(functions.handle(&request, supply));
                 }
                 Work::Unknown(ticket) => {
                     complete = Some(ticket.slot());
@@ -118,16 +136,20 @@ impl<'r> Machine<'r> {
                 }
             }
         }
+        functions.update(supply);
         complete
     }
 
     /// Lets every function do some of what is left to be done. Only writes give it anything to do.
-    pub fn poll(&mut self, host: &mut dyn Host) -> Progress {
+    pub fn poll(&mut self, supply: &mut impl Supply<'r>) -> Progress {
         if !core::mem::take(&mut self.written) {
             return Progress::Idle;
         }
-        for (_, function) in &mut self.functions {
-            self.written |= function.poll(host) == Progress::More;
+        self.functions.update(supply);
+        for (_, function) in &mut self.functions.list {
+            if let Some(function) = function {
+                self.written |= function.poll(supply) == Progress::More;
+            }
         }
         if self.written {
             Progress::More
@@ -137,12 +159,60 @@ impl<'r> Machine<'r> {
     }
 }
 
-/// Answers one request; all ones where there is no such function or register.
-fn handle(functions: &mut [Named<'_>], request: &Request, host: &mut dyn Host) -> u64 {
+impl<'r> Functions<'r> {
+    /// Looks whether functions have come or gone, if there is any sign of it.
+    ///
+    /// What has gone is dropped before EL2 is told that this was seen: from then on nothing of the target's
+    /// is accessed for it. What cannot be noted for want of memory is looked for again.
+    fn update(&mut self, supply: &mut impl Supply<'r>) {
+        let change = self.changes.pending();
+        if (self.new || change.is_some()) && self.find(supply).is_ok() {
+            self.new = false;
+            if let Some(change) = change {
+                self.changes.see(change);
+            }
+        }
+    }
+
+    fn find(&mut self, supply: &mut impl Supply<'r>) -> Result<(), TryReserveError> {
+        let mut found = Vec::new();
+        while let Some(sbdf) = supply.next(found.last().copied()) {
+            found.try_reserve(1)?;
+            found.push(sbdf);
+        }
+        let missing = |(sbdf, _): &Named<'_>| !found.contains(sbdf);
+        while let Some(index) = self.list.iter().position(missing) {
+            let (sbdf, function) = self.list.swap_remove(index);
+            drop(function);
+            supply.gone(sbdf);
+        }
+        for sbdf in found {
+            if !self.list.iter().any(|(name, _)| *name == sbdf) {
+                self.list.try_reserve(1)?;
+                self.list.push((sbdf, None));
+            }
+        }
+        for (sbdf, function) in &mut self.list {
+            if function.is_none() {
+                *function = supply.make(*sbdf);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers one request; all ones where there is no such function or register.
+    fn handle(&mut self, request: &Request, host: &mut dyn Host) -> u64 {
+        let mut list = self.list.iter_mut();
+        match list.find(|(name, _)| *name == request.sbdf) {
+            Some((_, Some(function))) => handle(&mut **function, request, host),
+            _ => request.unanswered(),
+        }
+    }
+}
+
+/// Answers one request to a function; all ones where it has no such register.
+fn handle(function: &mut dyn Function, request: &Request, host: &mut dyn Host) -> u64 {
     let sbdf = request.sbdf;
-    let Some((_, function)) = functions.iter_mut().find(|(name, _)| *name == sbdf) else {
-        return request.unanswered();
-    };
     let (address, width) = (request.address, request.width);
     let written = request.data & width.mask();
     let data = match request.kind {

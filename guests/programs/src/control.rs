@@ -5,7 +5,8 @@
 //! domain NUMBER                      what it does and has
 //! info HOST                          who has a function of the machine
 //! give NUMBER HOST SLOT [no-reset]   gives a function to a domain
-//! take NUMBER SLOT                   takes it back
+//! put NUMBER SLOT MODEL SERVER       gives it a function of a device model's server
+//! take NUMBER SLOT                   takes a function back
 //! race NUMBER HOST SLOT SLOT         two vCPUs give the same function at once
 //! leave NUMBER HOST SLOT             this domain resets while it gives a function
 //! along NUMBER HOST SLOT NUMBER HOST SLOT
@@ -105,6 +106,13 @@ fn obey(platform: &Platform, words: &[&str]) -> Option<()> {
         ["give", number, host, slot, ref rest @ ..] => {
             let task = Task::parse(number, host, slot, rest)?;
             println!("control: give {}: {}", task.host, name(task.give()));
+        }
+        ["put", number, slot, model, server] => {
+            let slot: Sbdf = slot.parse().ok()?;
+            let [number, model, server] = [number, model, server].map(str::parse);
+            let (number, model, server) = (number.ok()?, model.ok()?, server.ok()?);
+            let done = smccc::pci_emulate(number, slot.into(), model, server);
+            println!("control: put {slot}: {}", name(done));
         }
         ["take", number, slot] => {
             let slot: Sbdf = slot.parse().ok()?;

@@ -291,6 +291,7 @@ fn control(random: &mut Random) {
         abi::Function::PciInfo,
         abi::Function::PciAssign,
         abi::Function::PciUnassign,
+        abi::Function::PciEmulate,
     ];
     let mut wrong = 0_u64;
     for _ in 0..2000 {

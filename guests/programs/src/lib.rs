@@ -12,6 +12,8 @@ pub mod bench;
 #[cfg(target_os = "none")]
 pub mod control;
 #[cfg(target_os = "none")]
+pub mod disk;
+#[cfg(target_os = "none")]
 pub mod edu;
 #[cfg(target_os = "none")]
 pub mod functions;
@@ -41,6 +43,8 @@ mod random;
 pub mod reads;
 #[cfg(target_os = "none")]
 pub mod selftest;
+#[cfg(target_os = "none")]
+pub mod silent;
 #[cfg(target_os = "none")]
 mod simd;
 #[cfg(target_os = "none")]

@@ -1,23 +1,26 @@
 //! The device-model domain that serves disks: virtio-blk functions for other domains.
 //!
-//! Everything it needs it finds in its device tree: its ioreq servers, the functions of each, the
-//! windows on each target's memory, and the modules that are the disks. A function's disk is the
-//! module that is named like its server, or like its server with a point and the function's place
-//! (`blk0.1`); else the next module that no name claims. The command line may say more:
+//! Everything it needs it finds in its device tree: its ioreq servers, the windows on each target's
+//! memory, and the modules that are the disks. Which functions a server has it is told by EL2, and
+//! whenever that changes. A function's disk is the first free one of those modules that are named like its
+//! server, with a point and a number or without (`blk0`, `blk0.1`); else the first free one of all. It
+//! keeps its contents when its function goes, and is free for the next. The command line may say more:
 //!
 //! - `ro=NAME`: the driver may not write to the disk in module NAME;
 //! - `queues=N`: how many queues each function has, instead of one for each vCPU of its target.
 
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use abi::{MapFlags, Status};
 use devices::virtio::block::{Access, Block};
 use devices::virtio::pci::VirtioPci;
-use devices::{GuestMemory, Host, Machine, OutOfBounds, Progress};
+use devices::{Function, GuestMemory, Host, Machine, OutOfBounds, Progress, Supply};
 use ioreq::{Client, Line};
 use runtime::platform::{MemoryWindow, Module, Platform, Server};
 use runtime::{println, smccc};
@@ -35,7 +38,7 @@ pub fn main(platform: &'static Platform) {
         Ok(services) => services,
         Err(why) => return println!("virtio-blk: {why}"),
     };
-    let functions: usize = services.iter().map(|service| service.functions).sum();
+    let functions: usize = services.iter_mut().map(Service::update).sum();
     println!(
         "virtio-blk: ready, {} server(s), {functions} function(s)",
         services.len()
@@ -46,74 +49,49 @@ pub fn main(platform: &'static Platform) {
 /// A server, with its functions.
 struct Service {
     host: Hypercalls,
-    functions: usize,
     machine: Machine<'static>,
 }
 
 fn start(platform: &'static Platform) -> Result<Vec<Service>, alloc::string::String> {
     let servers = platform.servers().map_err(|error| format!("{error}"))?;
-    let mut disks = Disks {
-        modules: platform.modules().map_err(|error| format!("{error}"))?,
+    let modules = platform.modules().map_err(|error| format!("{error}"))?;
+    let disks = Rc::new(Disks {
+        modules: modules.into_iter().map(|m| (m, Cell::new(None))).collect(),
         arguments: platform.arguments(),
-    };
+    });
     if servers.is_empty() {
         return Err("no ioreq server in the device tree".into());
     }
     let mut services = Vec::new();
     for server in servers {
-        let name = server.name.clone();
-        let service = Service::new(server, &mut disks).map_err(|why| format!("{name}: {why}"))?;
-        services.push(service);
+        let client = Client::new(ring(&server));
+        let client = client.map_err(|error| format!("{}: {error:?}", server.name))?;
+        let machine = Machine::new(client);
+        let queues = disks
+            .queues()
+            .unwrap_or(machine.slots())
+            .min(MAX_QUEUES.into());
+        let host = Hypercalls {
+            memory: Windows(server.memory.clone()),
+            queues: u16::try_from(queues).unwrap_or(MAX_QUEUES),
+            server,
+            disks: disks.clone(),
+            reports: 0,
+        };
+        services.push(Service { host, machine });
     }
     Ok(services)
 }
 
 impl Service {
-    fn new(server: Server, disks: &mut Disks) -> Result<Self, alloc::string::String> {
-        let client = Client::new(ring(&server)).map_err(|error| format!("{error:?}"))?;
-        let mut machine = Machine::new(client);
-        let memory = Windows(server.memory.clone());
-        let doorbell = server.doorbell.unwrap_or(u64::MAX);
-        let queues = disks
-            .queues()
-            .unwrap_or(machine.slots())
-            .min(MAX_QUEUES.into());
-        for (index, &sbdf) in server.functions.iter().enumerate() {
-            let sbdf = Sbdf::from(sbdf);
-            let module = disks
-                .take(&server, index)
-                .ok_or_else(|| format!("no module left for {sbdf}"))?;
-            let access = disks.access(&module);
-            let disk = content(&module);
-            println!(
-                "virtio-blk: {}: {sbdf} of {} is disk {} ({} KiB, {access:?})",
-                server.name,
-                server.target,
-                module.name,
-                disk.len() / 1024
-            );
-            let queues = u16::try_from(queues).unwrap_or(MAX_QUEUES);
-            let block = Block::new(disk, access, &module.name, queues);
-            let function = VirtioPci::new(sbdf, block, memory.clone(), doorbell)
-                .map_err(|error| format!("{sbdf}: {error}"))?;
-            machine
-                .add(sbdf, Box::new(function))
-                .map_err(|_| format!("{sbdf}: no memory left"))?;
-        }
-        Ok(Self {
-            functions: server.functions.len(),
-            host: Hypercalls {
-                server: server.id,
-                reports: 0,
-            },
-            machine,
-        })
+    fn update(&mut self) -> usize {
+        self.machine.update(&mut self.host)
     }
 
     /// Serves what waits in one slot, and returns what is to be completed.
     fn serve(&mut self, slot: Option<u32>) -> Option<(u32, u32)> {
         let complete = self.machine.serve(slot, &mut self.host)?;
-        Some((self.host.server, complete))
+        Some((self.host.server.id, complete))
     }
 }
 
@@ -126,7 +104,7 @@ fn serve(services: &mut [Service]) {
             Ok(work) => {
                 let service = services
                     .iter_mut()
-                    .find(|service| service.host.server == work.server);
+                    .find(|service| service.host.server.id == work.server);
                 complete = service.and_then(|service| service.serve(work.slot));
             }
             // The request is gone, with its domain or by a reset; there may be other work.
@@ -162,24 +140,39 @@ fn finish(complete: Option<(u32, u32)>) {
     }
 }
 
-/// The modules that are not yet a function's disk, and what the command line says of them.
+/// The modules, and what the command line says of them.
 struct Disks {
-    modules: Vec<Module>,
+    modules: Vec<(Module, User)>,
     arguments: &'static str,
 }
 
+/// The server and the function whose disk a module is.
+type User = Cell<Option<(u32, Sbdf)>>;
+
 impl Disks {
-    fn take(&mut self, server: &Server, index: usize) -> Option<Module> {
-        let numbered = format!("{}.{index}", server.name);
-        let position = |name: &str| self.modules.iter().position(|module| module.name == name);
-        let plain = if index == 0 {
-            position(&server.name)
-        } else {
-            None
+    /// Finds a function a disk.
+    fn take(&self, server: &Server, sbdf: Sbdf) -> Option<&Module> {
+        let free = |name: &str| {
+            let mut modules = self.modules.iter();
+            modules.find(|(module, user)| module.name == name && user.get().is_none())
         };
-        let any = (!self.modules.is_empty()).then_some(0);
-        let position = position(&numbered).or(plain).or(any)?;
-        Some(self.modules.remove(position))
+        let named = (0..self.modules.len()).find_map(|number| {
+            let plain = || (number == 0).then(|| free(&server.name)).flatten();
+            free(&format!("{}.{number}", server.name)).or_else(plain)
+        });
+        let any = || self.modules.iter().find(|(_, user)| user.get().is_none());
+        let (module, user) = named.or_else(any)?;
+        user.set(Some((server.id, sbdf)));
+        Some(module)
+    }
+
+    /// Takes a function's disk back.
+    fn give_back(&self, server: &Server, sbdf: Sbdf) {
+        for (_, user) in &self.modules {
+            if user.get() == Some((server.id, sbdf)) {
+                user.set(None);
+            }
+        }
     }
 
     fn access(&self, module: &Module) -> Access {
@@ -201,16 +194,16 @@ impl Disks {
     }
 }
 
-/// Returns a module's bytes.
+/// Returns a module's bytes, to one function at a time.
 fn content(module: &Module) -> &'static mut [u8] {
     let (base, size) = (module.region.base, module.region.size);
     // SAFETY: the module is a private copy of this domain's, mapped read-write, outside of what the
-    // runtime uses; each module is taken once.
+    // runtime uses; it is taken (`Disks::take`), and was given back by no function that still exists.
     unsafe { core::slice::from_raw_parts_mut(base as *mut u8, address(size)) }
 }
 
 /// Returns a server's ring.
-fn ring(server: &Server) -> &'static [Line] {
+pub(crate) fn ring(server: &Server) -> &'static [Line] {
     let lines = address(server.ring.size) / size_of::<Line>();
     // SAFETY: the ring is page aligned and stays mapped as long as the domain lives; a line is made
     // of atomics, so that EL2 may write it at the same time.
@@ -225,23 +218,26 @@ const fn address(value: u64) -> usize {
     value as usize
 }
 
-/// What functions ask of the hypervisor.
+/// What functions ask of the hypervisor, and are made of.
 struct Hypercalls {
-    server: u32,
+    server: Server,
+    memory: Windows,
+    queues: u16,
+    disks: Rc<Disks>,
     reports: u32,
 }
 
 impl Host for Hypercalls {
     fn map(&mut self, sbdf: Sbdf, address: u64, size: u64, flags: MapFlags) -> Result<(), Status> {
-        smccc::ioreq_map(self.server, sbdf.into(), address, size, flags)
+        smccc::ioreq_map(self.server.id, sbdf.into(), address, size, flags)
     }
 
     fn unmap(&mut self, sbdf: Sbdf, address: u64) -> Result<(), Status> {
-        smccc::ioreq_unmap(self.server, sbdf.into(), address)
+        smccc::ioreq_unmap(self.server.id, sbdf.into(), address)
     }
 
     fn msi(&mut self, sbdf: Sbdf, address: u64, data: u32) -> Result<(), Status> {
-        smccc::ioreq_msi(self.server, sbdf.into(), address, data)
+        smccc::ioreq_msi(self.server.id, sbdf.into(), address, data)
     }
 
     fn report(&mut self, sbdf: Sbdf, what: &dyn fmt::Display) {
@@ -249,6 +245,45 @@ impl Host for Hypercalls {
         if self.reports <= MAX_REPORTS {
             println!("virtio-blk: {sbdf}: {what}");
         }
+    }
+}
+
+impl Supply<'static> for Hypercalls {
+    fn next(&mut self, after: Option<Sbdf>) -> Option<Sbdf> {
+        let next = smccc::ioreq_function(self.server.id, after.map(u32::from));
+        next.ok().map(Sbdf::from)
+    }
+
+    fn make(&mut self, sbdf: Sbdf) -> Option<Box<dyn Function>> {
+        let name = &self.server.name;
+        let disks = self.disks.clone();
+        let Some(module) = disks.take(&self.server, sbdf) else {
+            println!("virtio-blk: {name}: no module left for {sbdf}");
+            return None;
+        };
+        let access = disks.access(module);
+        let disk = content(module);
+        println!(
+            "virtio-blk: {name}: {sbdf} of {} is disk {} ({} KiB, {access:?})",
+            self.server.target,
+            module.name,
+            disk.len() / 1024
+        );
+        let block = Block::new(disk, access, &module.name, self.queues);
+        let doorbell = self.server.doorbell.unwrap_or(u64::MAX);
+        match VirtioPci::new(sbdf, block, self.memory.clone(), doorbell) {
+            Ok(function) => Some(Box::new(function)),
+            Err(error) => {
+                println!("virtio-blk: {name}: {sbdf}: {error}");
+                disks.give_back(&self.server, sbdf);
+                None
+            }
+        }
+    }
+
+    fn gone(&mut self, sbdf: Sbdf) {
+        println!("virtio-blk: {}: {sbdf} has gone", self.server.name);
+        self.disks.give_back(&self.server, sbdf);
     }
 }
 

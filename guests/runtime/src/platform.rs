@@ -62,8 +62,6 @@ pub struct Server {
     pub target: String,
     /// The ring's pages.
     pub ring: Region,
-    /// The functions it owns: segment << 16 | requester ID.
-    pub functions: Vec<u32>,
     /// Windows on the target's memory.
     pub memory: Vec<MemoryWindow>,
     /// Where the target's MSIs go; none if the target has no ITS.
@@ -201,7 +199,6 @@ impl Server {
             name: name_of(node, "isthmus,name")?,
             target: name_of(node, "isthmus,target")?,
             ring: node.mmio(0)?,
-            functions: node.require("isthmus,functions")?.cells()?.collect(),
             memory,
             doorbell,
         })

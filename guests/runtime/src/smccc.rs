@@ -180,7 +180,7 @@ pub fn version() -> Result<abi::Version, Status> {
 pub struct Work {
     /// The server that has work.
     pub server: u32,
-    /// The slot with a request; `None` if only posted writes wait.
+    /// The slot with a request; `None` if only posted writes or changes of functions wait.
     pub slot: Option<u32>,
 }
 
@@ -201,6 +201,14 @@ pub fn ioreq_wait(complete: Option<(u32, u32)>) -> Result<Work, Status> {
 pub fn ioreq_complete(server: u32, slot: u32) -> Result<(), Status> {
     let arguments = [u64::from(server), u64::from(slot), 0, 0, 0];
     status(call(Function::IoreqComplete.id(), arguments)[0])
+}
+
+/// Returns the server's first function, or the one that comes next behind `after`.
+pub fn ioreq_function(server: u32, after: Option<u32>) -> Result<u32, Status> {
+    let arguments = [server.into(), after.map_or(abi::NONE, u64::from), 0, 0, 0];
+    let [x0, sbdf, ..] = call(Function::IoreqFunction.id(), arguments);
+    status(x0)?;
+    u32::try_from(sbdf).map_err(|_| Status::Protocol)
 }
 
 /// Claims `size` bytes at `address` of the target for the function `sbdf`.
@@ -270,4 +278,10 @@ pub fn pci_assign(domain: u32, host: u32, slot: u32, flags: AssignFlags) -> Resu
 pub fn pci_unassign(domain: u32, slot: u32) -> Result<(), Status> {
     let arguments = [domain.into(), slot.into(), 0, 0, 0];
     status(call(Function::PciUnassign.id(), arguments)[0])
+}
+
+/// Gives the function that server `server` of the domain `model` has at `slot` to a domain.
+pub fn pci_emulate(domain: u32, slot: u32, model: u32, server: u32) -> Result<(), Status> {
+    let arguments = [domain.into(), slot.into(), model.into(), server.into(), 0];
+    status(call(Function::PciEmulate.id(), arguments)[0])
 }

@@ -2,5 +2,6 @@
 //! one without manners.
 
 mod driver;
+mod functions;
 mod hostile;
 mod support;

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use abi::{MapFlags, Status};
 use devices::virtio::block::{Access, Block};
 use devices::virtio::pci::VirtioPci;
-use devices::{GuestMemory, Host, Machine, OutOfBounds, Progress};
+use devices::{Function, GuestMemory, Host, Machine, OutOfBounds, Progress, Supply};
 use ioreq::{Client, Kind, Layout, Line, PostedWrite, Poster, Request, Server, ServerWork, Width};
 use vpci::Sbdf;
 
@@ -93,9 +93,18 @@ impl GuestMemory for Ram {
     }
 }
 
+/// Makes a function.
+pub(crate) type Make = Box<dyn FnMut(Sbdf) -> Option<Box<dyn Function>>>;
+
 /// A hypervisor that remembers what it was asked.
 #[derive(Default)]
 pub(crate) struct Hypervisor {
+    /// The functions that there are, in order, and what makes them.
+    pub(crate) functions: Vec<Sbdf>,
+    make: Option<Make>,
+    /// What was made and what has gone.
+    pub(crate) made: Vec<Sbdf>,
+    pub(crate) gone: Vec<Sbdf>,
     pub(crate) claims: Vec<(Sbdf, u64, u64)>,
     pub(crate) messages: Vec<(u64, u32)>,
     pub(crate) reports: Vec<String>,
@@ -142,6 +151,22 @@ impl Host for Hypervisor {
     }
 }
 
+impl Supply<'static> for Hypervisor {
+    fn next(&mut self, after: Option<Sbdf>) -> Option<Sbdf> {
+        let mut functions = self.functions.iter().copied();
+        functions.find(|function| Some(*function) > after)
+    }
+
+    fn make(&mut self, sbdf: Sbdf) -> Option<Box<dyn Function>> {
+        self.made.push(sbdf);
+        self.make.as_mut()?(sbdf)
+    }
+
+    fn gone(&mut self, sbdf: Sbdf) {
+        self.gone.push(sbdf);
+    }
+}
+
 /// The function under test, 00:02.0.
 pub(crate) fn function() -> Sbdf {
     Sbdf::new(0, 0, 2, 0).unwrap()
@@ -178,21 +203,28 @@ impl Target {
         let content: Vec<u8> = (0..disk.bytes)
             .map(|at| u8::try_from(at / 512 % 256).unwrap())
             .collect();
-        let content: &'static mut [u8] = content.leak();
         let layout = Layout::new(1, 16).unwrap();
         let lines: Vec<Line> = (0..layout.lines()).map(|_| Line::new()).collect();
         let lines: &'static [Line] = lines.leak();
         let (server, mut poster) = Server::new(lines, layout).unwrap();
         server.attach(&mut poster).unwrap();
         let ram = Ram::new();
-        let mut machine = Machine::new(Client::new(lines).unwrap());
+        let machine = Machine::new(Client::new(lines).unwrap());
         assert_eq!(machine.slots(), 1);
-        let block = Block::new(content, disk.access, "serial", disk.queues);
-        let virtio = VirtioPci::new(function(), block, ram.clone(), DOORBELL).unwrap();
-        machine.add(function(), Box::new(virtio)).unwrap();
+        let (access, queues, memory) = (disk.access, disk.queues, ram.clone());
+        let make: Make = Box::new(move |sbdf| {
+            let block = Block::new(content.clone().leak(), access, "serial", queues);
+            let virtio = VirtioPci::new(sbdf, block, memory.clone(), DOORBELL).unwrap();
+            Some(Box::new(virtio))
+        });
+        let host = Hypervisor {
+            functions: vec![function()],
+            make: Some(make),
+            ..Hypervisor::default()
+        };
         Self {
             ram,
-            host: Hypervisor::default(),
+            host,
             server,
             poster,
             machine,
@@ -216,12 +248,59 @@ impl Target {
         answer
     }
 
-    /// Lets the device model do all that is left to be done.
-    pub(crate) fn settle(&mut self) {
+    /// Gives and takes functions, as EL2 does; returns which change that was.
+    pub(crate) fn change(&mut self, functions: &[Sbdf]) -> u32 {
+        let removed = |sbdf: Sbdf| !functions.contains(&sbdf);
+        self.host.claims.retain(|(sbdf, ..)| !removed(*sbdf));
+        self.host.functions = functions.to_vec();
+        self.server.change_functions(&mut self.poster)
+    }
+
+    /// Returns whether the device model has seen that change.
+    pub(crate) fn has_seen(&self, change: u32) -> bool {
+        self.server.has_seen(change)
+    }
+
+    /// Changes what functions are made of.
+    pub(crate) fn run_out(&mut self, make: Option<Make>) -> Option<Make> {
+        core::mem::replace(&mut self.host.make, make)
+    }
+
+    /// Posts a notification that the device model has yet to look at.
+    pub(crate) fn post(&mut self, address: u64) {
+        let write = PostedWrite {
+            width: Width::Two,
+            sbdf: function(),
+            address,
+            data: 0,
+        };
+        self.server.post(&mut self.poster, &write).unwrap();
+    }
+
+    /// Lets the device model look at what was posted.
+    pub(crate) fn take_posted(&mut self) {
         while let Some(work) = self.server.next_work() {
             assert_eq!(work, ServerWork::Posted);
             assert_eq!(self.machine.serve(None, &mut self.host), None);
         }
+    }
+
+    /// Lets the device model do some of what is left to be done.
+    pub(crate) fn poll(&mut self) -> Progress {
+        self.machine.poll(&mut self.host)
+    }
+
+    /// Reads the ID of a function.
+    pub(crate) fn id_of(&mut self, sbdf: Sbdf) -> u64 {
+        self.request(Request {
+            sbdf,
+            ..Self::access(Kind::ConfigRead, 0, Width::Four, 0)
+        })
+    }
+
+    /// Lets the device model do all that is left to be done.
+    pub(crate) fn settle(&mut self) {
+        self.take_posted();
         while self.machine.poll(&mut self.host) == Progress::More {}
     }
 

@@ -252,6 +252,7 @@ pub(super) fn control_denied() -> Outcome {
         Function::PciInfo,
         Function::PciAssign,
         Function::PciUnassign,
+        Function::PciEmulate,
     ] {
         for arguments in [[0; 5], [1, 0x8, 0x10, 0, 0], [u64::MAX; 5]] {
             let [x0, x1, x2, x3] = smccc::call(function.id(), arguments);
@@ -284,6 +285,10 @@ pub(super) fn ioreq_refused() -> Outcome {
         check!(
             smccc::ioreq_msi(server, 0x10, 0x0809_0040, 0).is_err(),
             "MSI of server {server}"
+        );
+        check!(
+            smccc::ioreq_function(server, None).is_err(),
+            "FUNCTION of server {server}"
         );
         check!(
             smccc::ioreq_wait(Some((server, 0))).is_err(),

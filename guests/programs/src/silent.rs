@@ -1,0 +1,96 @@
+//! A device model that keeps what it is asked to itself, until a key is typed.
+//!
+//! It has no device. When its server has a function it takes the target's next request and holds on to it;
+//! when the function has gone it tries what it no longer may. `a` then lets it answer, too late, and say that
+//! it has seen the function go; `r` makes it start again at any time.
+
+use ioreq::{Client, Ticket, Work};
+use runtime::platform::{Platform, Server};
+use runtime::{console, println, smccc, timer};
+use vpci::Sbdf;
+
+use crate::virtio_blk::ring;
+
+/// PL011 (TRM, 3.3): the data register, and the flags with "nothing was received".
+const UARTDR: usize = 0x00;
+const UARTFR: usize = 0x18;
+const RXFE: u32 = 1 << 4;
+
+/// Addresses of the target's that it claims.
+const RANGE: u64 = 0x1080_0000;
+const BYTES: u64 = 0x1000;
+
+/// Serves nobody.
+pub fn main(platform: &'static Platform) {
+    let servers = platform.servers().unwrap_or_default();
+    let Some(server) = servers.first() else {
+        return println!("silent: FAILED: no server");
+    };
+    let Ok(mut client) = Client::new(ring(server)) else {
+        return println!("silent: FAILED: no ring");
+    };
+    let mut changes = client.changes();
+    println!("silent: ready");
+    loop {
+        let name = loop {
+            match smccc::ioreq_function(server.id, None) {
+                Ok(name) => break name,
+                Err(_) => pause(),
+            };
+        };
+        let sbdf = Sbdf::from(name);
+        let mapped = smccc::ioreq_map(server.id, name, RANGE, BYTES, abi::MapFlags::NONE);
+        println!("silent: {sbdf} has come: {mapped:?}");
+        let ticket = take(server, &mut client);
+        println!("silent: {sbdf} is asked");
+        while smccc::ioreq_function(server.id, None) == Ok(name) {
+            pause();
+        }
+        let doorbell = server.doorbell.unwrap_or_default();
+        let tried = [
+            smccc::ioreq_map(server.id, name, RANGE, BYTES, abi::MapFlags::NONE),
+            smccc::ioreq_unmap(server.id, name, RANGE),
+            smccc::ioreq_msi(server.id, name, doorbell, 0),
+        ];
+        println!("silent: {sbdf} has gone: {tried:?}");
+        while pause() != Some(b'a') {}
+        let slot = ticket.slot();
+        ticket.answer(0x1042_1af4);
+        let completed = smccc::ioreq_complete(server.id, slot);
+        if let Some(change) = changes.pending() {
+            changes.see(change);
+        }
+        println!("silent: answered: {completed:?}");
+    }
+}
+
+/// Waits for a request of the target's.
+fn take<'a>(server: &Server, client: &mut Client<'a>) -> Ticket<'a> {
+    loop {
+        let Ok(work) = smccc::ioreq_wait(None) else {
+            continue;
+        };
+        if work.server != server.id {
+            continue;
+        }
+        for work in client.work(work.slot) {
+            if let Work::Request(ticket, _) = work {
+                return ticket;
+            }
+        }
+    }
+}
+
+/// Waits a little, and returns what was typed.
+fn pause() -> Option<u8> {
+    timer::sleep(5);
+    let uart = console::window();
+    if uart.read32(UARTFR) & RXFE != 0 {
+        return None;
+    }
+    let key = uart.read8(UARTDR);
+    if key == b'r' {
+        smccc::system_reset();
+    }
+    Some(key)
+}
