@@ -30,10 +30,10 @@ pub(crate) fn handle(running: &mut Running<'_>, function: Function) -> Next {
             Function::DomainFind => find([a, b, c, d]).map(|number| [number, 0, 0]),
             Function::DomainInfo => domain(a).map(|domain| info(&domain)),
             Function::PciInfo => pci_info(a),
-            Function::PciAssign => return start(running, assign(a, b, c, d)),
+            Function::PciAssign => return start(running, || assign(a, b, c, d)),
             Function::PciUnassign => {
-                let operation = unassign(running.domain, a, b);
-                return start(running, operation);
+                let caller = running.domain;
+                return start(running, || unassign(caller, a, b));
             }
             Function::PciEmulate => emulate(a, b, c, d).map(|()| [a, b, c]),
             _ => Err(Status::NotSupported),
@@ -147,12 +147,12 @@ fn unassign(caller: &Domain, number: u64, slot: u64) -> Result<Operation, Status
 }
 
 /// Starts an operation that the running vCPU waits for.
-fn start(running: &mut Running<'_>, operation: Result<Operation, Status>) -> Next {
+fn start(running: &mut Running<'_>, operation: impl FnOnce() -> Result<Operation, Status>) -> Next {
     let mut operations = Vec::new();
     let room = operations
         .try_reserve_exact(1)
         .map_err(|_| Status::NoMemory);
-    match room.and(operation) {
+    match room.and_then(|()| operation()) {
         Ok(operation) => operations.push(operation),
         Err(status) => running.state.frame.x[0] = status.to_register(),
     }

@@ -4,11 +4,11 @@
 //! vCPU, which is `Waiting` until the device model completes it; EL2 itself never waits.
 
 use crate::bus::{Bus, Elsewhere};
-use crate::domain::Domain;
-use crate::memory::{self, TableFrames, try_arc};
+use crate::domain::{Domain, Extent};
+use crate::memory::{self, NoMemory, TableFrames, try_arc};
 use crate::passthrough::AssignError;
 use crate::pcpu::Running;
-use crate::sched;
+use crate::{physical, sched};
 use abi::{MapFlags, NONE, Status};
 use alloc::collections::TryReserveError;
 use alloc::string::String;
@@ -16,12 +16,13 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use arch::address::{BLOCK_1G, Ipa, PAGE_SIZE, Pa};
 use arch::table::Access;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 use ioreq::{
     AttachError, EventSet, Kind, Layout, Line, PostedWrite, Poster, PublishError, Request, Server,
     ServerWork, Sleep, Wake,
 };
+use kernel::frames::Run;
 use kernel::steps::Advance;
 use kernel::{fallible, guest_tree, layout, size};
 use manifest::Grant;
@@ -45,6 +46,10 @@ pub(crate) struct Link {
     poster: Mutex<Poster>,
     /// The last change that took a function away. Under the lock of the target's bus.
     removed: AtomicU32,
+    /// The target's memory that the device model may reach, where that sees it.
+    windows: Vec<Extent>,
+    /// It can now. Under the same lock.
+    open: AtomicBool,
     /// What the device model finds in its device tree.
     description: Arc<guest_tree::Server>,
 }
@@ -175,6 +180,36 @@ impl Link {
             .stale
             .retain(|asked| asked.answer() == Err(ioreq::TakeError::NotYet));
         state.stale.len() < before
+    }
+
+    /// Lets the device model reach the target's memory; the target's bus is locked.
+    fn open(&self, owner: &Domain, bus: &Bus) -> Result<(), NoMemory> {
+        if self.open.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut windows = self.windows.iter();
+        let opened = windows.try_for_each(|window| share(owner, window.ipa, window.run));
+        if opened.is_err() {
+            self.close(owner, bus);
+        }
+        opened
+    }
+
+    /// Takes the target's memory away from a device model that has no function there.
+    fn close(&self, owner: &Domain, bus: &Bus) {
+        let used = bus.next_of_server(self.in_target, None).is_some();
+        if used || !self.open.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let mut stage2 = owner.stage2.lock();
+        let Some(stage2) = stage2.as_mut() else {
+            return;
+        };
+        for Extent { ipa, run } in &self.windows {
+            let (frames, tlb) = (&mut TableFrames::for_pcpus(), physical::cpu_tlb(owner));
+            let unmapped = stage2.unmap(frames, &tlb, Ipa::new(*ipa), run.len);
+            assert!(unmapped.is_ok(), "a window is unmapped whole");
+        }
     }
 
     /// Tells the device model that there is work.
@@ -330,23 +365,16 @@ pub(crate) fn link(
         let (server, poster) = Server::new(lines, shape).map_err(|_| LinkError::NoMemory)?;
         let in_target =
             u32::try_from(target.links.lock().len()).map_err(|_| LinkError::NoMemory)?;
+        let mut pci = target.pci.as_ref().ok_or(LinkError::NoTarget)?.lock();
         {
             let is_own = |function: &&manifest::Function| matches!(&function.backend, manifest::Backend::Server(name) if *name == config.name);
-            let mut pci = target.pci.as_ref().ok_or(LinkError::NoTarget)?.lock();
             for function in target.config.functions.iter().filter(is_own) {
                 pci.put_emulated(&target, function.slot, in_target)
                     .map_err(LinkError::Slot)?;
             }
         }
-        let map = |ipa: u64, pa, len| {
-            let mut stage2 = owner.stage2.lock();
-            let stage2 = stage2.as_mut().ok_or(LinkError::NoMemory)?;
-            let frames = &mut TableFrames::for_pcpus();
-            stage2
-                .map(frames, Ipa::new(ipa), pa, len, Access::DATA)
-                .map_err(|_| LinkError::NoMemory)
-        };
-        map(ring_at, run.start, bytes)?;
+        share(owner, ring_at, run)?;
+        let mut windows = Vec::new();
         let mut granted = Vec::new();
         for (start, end) in grants(&config.memory, target.config.memory)? {
             for extent in target.memory.ram() {
@@ -356,8 +384,11 @@ pub(crate) fn link(
                     continue;
                 }
                 let local = window + (from - start);
-                let pa = Pa::new(extent.run.start.get() + (from - extent.ipa));
-                map(local, pa, to - from)?;
+                let run = Run {
+                    start: Pa::new(extent.run.start.get() + (from - extent.ipa)),
+                    len: to - from,
+                };
+                fallible::push(&mut windows, Extent { ipa: local, run })?;
                 fallible::push(&mut granted, (from, to - from, local))?;
             }
             window += (end - start).next_multiple_of(BLOCK_1G);
@@ -379,12 +410,28 @@ pub(crate) fn link(
             server,
             poster: Mutex::new(poster),
             removed: AtomicU32::new(0),
+            windows,
+            open: AtomicBool::new(false),
             description: try_arc(description)?,
         })?;
+        if pci.next_of_server(in_target, None).is_some() {
+            link.open(owner, &pci)?;
+        }
+        drop(pci);
         fallible::push(&mut *target.links.lock(), link.clone())?;
         fallible::push(&mut *owner.serving.links.lock(), link)?;
     }
     Ok(())
+}
+
+/// Lets a device model see memory at `ipa`.
+fn share(owner: &Domain, ipa: u64, run: Run) -> Result<(), NoMemory> {
+    let mut stage2 = owner.stage2.lock();
+    let stage2 = stage2.as_mut().ok_or(NoMemory)?;
+    let frames = &mut TableFrames::for_pcpus();
+    stage2
+        .map(frames, Ipa::new(ipa), run.start, run.len, Access::DATA)
+        .map_err(|_| NoMemory)
 }
 
 /// Returns the ranges of a target's memory that a grant covers. Each gets a window of its own.
@@ -418,8 +465,12 @@ pub(crate) fn emulate(
     if !link.server.has_seen(link.removed.load(Ordering::Relaxed)) {
         return Err(Status::Busy);
     }
+    link.open(model, &bus).map_err(|_| Status::NoMemory)?;
     bus.put_emulated(target, slot, link.in_target)
-        .map_err(|error| error.status())?;
+        .map_err(|error| {
+            link.close(model, &bus);
+            error.status()
+        })?;
     link.server.change_functions(&mut link.poster.lock());
     drop(bus);
     link.signal();
@@ -452,13 +503,24 @@ pub(crate) fn withdraw(target: &Arc<Domain>, slot: Sbdf) -> Option<Leaving> {
 }
 
 impl Leaving {
-    /// Looks whether the device model has let go.
+    /// Looks whether the device model has let go. If that was the server's last function, from then on it
+    /// cannot reach the target's memory, whatever it says.
     pub(crate) fn step(&self) -> Result<Advance, AssignError> {
-        if self.link.server.has_seen(self.change) {
-            return Ok(Advance::Done);
-        }
-        if sched::uptime() < self.due {
+        let seen = self.link.server.has_seen(self.change);
+        if !seen && sched::uptime() < self.due {
             return Ok(Advance::Wait(LOOK));
+        }
+        if let (Some(owner), Some(target)) = (self.link.owner.upgrade(), self.link.target.upgrade())
+            && let Some(bus) = &target.pci
+        {
+            let bus = bus.lock();
+            // What was taken away since has its own time.
+            if self.link.removed.load(Ordering::Relaxed) == self.change {
+                self.link.close(&owner, &bus);
+            }
+        }
+        if seen {
+            return Ok(Advance::Done);
         }
         error!("server {} does not let go of a function", self.link.name);
         Err(AssignError::Kept)

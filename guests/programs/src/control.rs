@@ -7,6 +7,7 @@
 //! give NUMBER HOST SLOT [no-reset]   gives a function to a domain
 //! put NUMBER SLOT MODEL SERVER       gives it a function of a device model's server
 //! take NUMBER SLOT                   takes a function back
+//! wrong NUMBER                       names to each call a slot that no function can have
 //! race NUMBER HOST SLOT SLOT         two vCPUs give the same function at once
 //! leave NUMBER HOST SLOT             this domain resets while it gives a function
 //! along NUMBER HOST SLOT NUMBER HOST SLOT
@@ -19,7 +20,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use abi::{AssignFlags, FunctionState, Status};
+use abi::{AssignFlags, Function, FunctionState, Status};
 use runtime::platform::Platform;
 use runtime::{console, cpu, println, smccc, timer};
 use spin::Mutex;
@@ -118,6 +119,19 @@ fn obey(platform: &Platform, words: &[&str]) -> Option<()> {
             let slot: Sbdf = slot.parse().ok()?;
             let done = smccc::pci_unassign(number.parse().ok()?, slot.into());
             println!("control: take {slot}: {}", name(done));
+        }
+        ["wrong", number] => {
+            let number = number.parse().ok()?;
+            let calls = [
+                Function::PciAssign,
+                Function::PciUnassign,
+                Function::PciEmulate,
+            ];
+            let told = calls.map(|call| {
+                let [x0, ..] = smccc::call(call.id(), [number, 1 << 32, number, 0, 0]);
+                name(status(x0))
+            });
+            println!("control: wrong: {}", told.join(" "));
         }
         ["race", number, host, slot, other] => {
             let task = Task::parse(number, host, slot, &[])?;

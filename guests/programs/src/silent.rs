@@ -2,9 +2,11 @@
 //!
 //! It has no device. When its server has a function it takes the target's next request and holds on to it;
 //! when the function has gone it tries what it no longer may. `a` then lets it answer, too late, and say that
-//! it has seen the function go; `r` makes it start again at any time.
+//! it has seen the function go; `m` makes it say whether it can reach the target's memory, and `r` start again
+//! at any time.
 
 use ioreq::{Client, Ticket, Work};
+use runtime::mmio::{Width, Window};
 use runtime::platform::{Platform, Server};
 use runtime::{console, println, smccc, timer};
 use vpci::Sbdf;
@@ -30,6 +32,11 @@ pub fn main(platform: &'static Platform) {
         return println!("silent: FAILED: no ring");
     };
     let mut changes = client.changes();
+    let function = abi::Function::IoreqFunction.id();
+    let [wrong, ..] = smccc::call(function, [server.id.into(), 1 << 32, 0, 0, 0]);
+    if wrong != abi::Status::InvalidArgument.to_register() {
+        return println!("silent: FAILED: IOREQ_FUNCTION behind no SBDF is {wrong:#x}");
+    }
     println!("silent: ready");
     loop {
         let name = loop {
@@ -40,7 +47,7 @@ pub fn main(platform: &'static Platform) {
         };
         let sbdf = Sbdf::from(name);
         let mapped = smccc::ioreq_map(server.id, name, RANGE, BYTES, abi::MapFlags::NONE);
-        println!("silent: {sbdf} has come: {mapped:?}");
+        println!("silent: {sbdf} has come: {mapped:?}, {}", memory(server));
         let ticket = take(server, &mut client);
         println!("silent: {sbdf} is asked");
         while smccc::ioreq_function(server.id, None) == Ok(name) {
@@ -53,7 +60,13 @@ pub fn main(platform: &'static Platform) {
             smccc::ioreq_msi(server.id, name, doorbell, 0),
         ];
         println!("silent: {sbdf} has gone: {tried:?}");
-        while pause() != Some(b'a') {}
+        loop {
+            match pause() {
+                Some(b'a') => break,
+                Some(b'm') => println!("silent: {}", memory(server)),
+                _ => {}
+            }
+        }
         let slot = ticket.slot();
         ticket.answer(0x1042_1af4);
         let completed = smccc::ioreq_complete(server.id, slot);
@@ -61,6 +74,22 @@ pub fn main(platform: &'static Platform) {
             changes.see(change);
         }
         println!("silent: answered: {completed:?}");
+    }
+}
+
+/// Says whether it can reach the target's memory.
+fn memory(server: &Server) -> &'static str {
+    let Some(window) = server.memory.first() else {
+        return "no memory";
+    };
+    let Ok(base) = usize::try_from(window.local) else {
+        return "no memory";
+    };
+    // SAFETY: the hypervisor maps nothing else there.
+    let window = unsafe { Window::new(base, 0x1000) };
+    match window.probe_read(0, Width::Double) {
+        Ok(_) => "memory is there",
+        Err(_) => "memory is not there",
     }
 }
 
