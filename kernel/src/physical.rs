@@ -311,7 +311,7 @@ fn find(
     wait: &mut dyn FnMut(u32),
 ) -> Physical {
     let (config, host) = host_bridge(node);
-    let found = match pci::enumerate_with(&config, &host, wanted, wait) {
+    let found = match pci::enumerate(&config, &host, wanted, wait) {
         Ok(found) => found,
         Err(_) => give_up(format_args!(
             "there is no memory to note what is on the PCI buses"

@@ -28,7 +28,7 @@ use core::fmt;
 
 use crate::emulated::{HEADER_TYPE, MULTI_FUNCTION};
 use crate::port::Port;
-use crate::{BarIndex, ConfigAccess, MemoryMap, PortChange, Sbdf, Upstream, ecam};
+use crate::{BarIndex, ConfigAccess, MemoryMap, PortChange, Sbdf, Upstream};
 use claims::Claims;
 
 /// Functions that a bus can have, and buses that a hierarchy can.
@@ -184,15 +184,6 @@ impl<V: Copy + Eq> Bus<V> {
         };
         bus.find_buses();
         Ok(bus)
-    }
-
-    /// Decodes an access at `offset` of the hierarchy's ECAM window, which starts with its first bus.
-    ///
-    /// Returns `None` for what no config request can express; see [`ecam::decode`].
-    #[must_use]
-    pub fn decode(&self, offset: u64, bytes: u64) -> Option<ConfigAccess> {
-        let skipped = u64::from(self.first) * ecam::BUS;
-        ecam::decode(self.segment, skipped.checked_add(offset)?, bytes)
     }
 
     /// Returns who answers for `sbdf`, by the number that its bus has now; `None` if nobody does, and
@@ -636,7 +627,7 @@ fn on(sbdf: Sbdf, bus: u8) -> Sbdf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BusAddress, BusRange, ClaimError};
+    use crate::{BusAddress, BusRange, ClaimError, ecam};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
     use std::string::ToString;
@@ -647,7 +638,7 @@ mod tests {
 
     /// Writes a register of the port above `bus`.
     fn write(bus: &mut Bus<u8>, below: u8, offset: u64, bytes: u64, value: u32) -> PortChange {
-        let access = bus.decode(offset, bytes).unwrap();
+        let access = ecam::decode(0, offset, bytes).unwrap();
         bus.write_port(below, access, value)
     }
 
@@ -770,7 +761,7 @@ mod tests {
         assert_eq!(reached(&bus), 256);
         assert_eq!(bus.route(name("09:1f.7")), Some(Owner::Ioreq(0x1ff)));
         let header = |sbdf| ecam::offset_of(name(sbdf)) + 0x0e;
-        let shown = |sbdf| bus.with_multi_function(bus.decode(header(sbdf), 1).unwrap(), 0);
+        let shown = |sbdf| bus.with_multi_function(ecam::decode(0, header(sbdf), 1).unwrap(), 0);
         assert_eq!([shown("09:00.0"), shown("09:01.0")], [0x80, 0]);
     }
 
@@ -844,7 +835,7 @@ mod tests {
         bus.add_port(name("00:1c.0"), 1, false).unwrap();
         let read = |bus: &Bus<u8>, register, bytes| {
             let offset = ecam::offset_of(name("00:1c.0")) + register;
-            bus.read_port(1, bus.decode(offset, bytes).unwrap())
+            bus.read_port(1, ecam::decode(0, offset, bytes).unwrap())
         };
         assert_eq!(read(&bus, 0x00, 4), 0x000c_1b36);
         assert_eq!(read(&bus, 0x0e, 1), 0x01);
@@ -855,7 +846,7 @@ mod tests {
         assert_eq!(read(&bus, 0x52, 2), 0x3104);
         bus.remove(name("01:00.0")).unwrap();
         assert_eq!(read(&bus, 0x52, 2), 0x1104);
-        let absent = bus.decode(0, 2).unwrap();
+        let absent = ecam::decode(0, 0, 2).unwrap();
         assert_eq!(bus.read_port(9, absent), 0xffff);
         assert_eq!(bus.write_port(9, absent, 0), PortChange::None);
     }
@@ -986,7 +977,7 @@ mod tests {
         bus.insert(name("00:01.0"), Owner::<u8>::Ioreq(1)).unwrap();
         let header = 0x8000_u64;
         let read = |bus: &Bus<u8>, offset, bytes| {
-            bus.with_multi_function(bus.decode(header + offset, bytes).unwrap(), 0)
+            bus.with_multi_function(ecam::decode(0, header + offset, bytes).unwrap(), 0)
         };
         assert_eq!(read(&bus, 0x0e, 1), 0);
         bus.insert(name("00:01.4"), Owner::Ioreq(2)).unwrap();
@@ -1065,16 +1056,6 @@ mod tests {
         assert!(!BusError::NoMemory.to_string().is_empty());
         let mut none = Bus::<u8>::new(0, 9, 3).unwrap();
         assert!(none.insert(name("09:00.0"), Owner::Ioreq(0)).is_err());
-    }
-
-    #[test]
-    fn a_window_starts_with_the_first_bus() {
-        let bus = Bus::<u8>::new(2, 0x40, 0x4f).unwrap();
-        let access = bus.decode(0x10_8004, 2).unwrap();
-        assert_eq!(access.sbdf(), name("2:41:01.0"));
-        assert_eq!(access.offset().get(), 4);
-        assert_eq!(bus.decode(u64::MAX, 1), None);
-        assert_eq!(bus.decode(2, 4), None);
     }
 
     proptest! {

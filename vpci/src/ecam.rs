@@ -13,9 +13,6 @@
 
 use crate::{ConfigAccess, Offset, Sbdf, Size};
 
-/// Bytes of the window that one bus takes.
-pub const BUS: u64 = 1 << 20;
-
 /// Bytes of the window that one function takes.
 pub const FUNCTION: u64 = 1 << 12;
 

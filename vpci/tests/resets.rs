@@ -95,7 +95,7 @@ impl<'a> System<'a> {
     fn next(&self, vcpu: usize) -> Option<ConfigAccess> {
         let vcpu = &self.vcpus[vcpu];
         let (offset, bytes, _) = *vcpu.writes.first().filter(|_| vcpu.resets.is_none())?;
-        let access = self.machine.bus.decode(offset, bytes).unwrap();
+        let access = vpci::ecam::decode(0, offset, bytes).unwrap();
         let in_reset = |id: usize| self.in_reset[id];
         let bus = &self.machine.bus;
         let owner = bus.route(access.sbdf());

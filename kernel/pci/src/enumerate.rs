@@ -21,23 +21,14 @@ use crate::{OutOfMemory, push};
 const MSI_ENABLE: u16 = 1 << 0;
 const MSIX_ENABLE: u16 = 1 << 15;
 
-/// Finds everything below a host bridge, gives it bus numbers and places for its BARs, and programs
-/// them.
+/// Finds everything below a host bridge, gives it bus numbers and places for its BARs, programs them, and
+/// enables the virtual functions that are wanted; `wait` waits for some milliseconds.
 ///
 /// Afterwards memory decode and bus mastering are on in bridges, and off in everything else, and no
-/// interrupt pin is asserted. Access control services that isolate are on where there are any.
-pub fn enumerate<C: ConfigSpace + ?Sized>(
-    config: &C,
-    host: &HostBridge,
-) -> Result<Hierarchy, OutOfMemory> {
-    enumerate_with(config, host, &[], &mut |_| {})
-}
-
-/// Does the same, and enables virtual functions; `wait` waits for some milliseconds.
-///
-/// Their physical functions are reset before, if they can be. What is wanted and cannot be had is one of
+/// interrupt pin is asserted. Access control services that isolate are on where there are any. Physical
+/// functions of virtual ones are reset before, if they can be. What is wanted and cannot be had is one of
 /// the hierarchy's problems.
-pub fn enumerate_with<C: ConfigSpace + ?Sized>(
+pub fn enumerate<C: ConfigSpace + ?Sized>(
     config: &C,
     host: &HostBridge,
     wanted: &[Wanted],

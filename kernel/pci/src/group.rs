@@ -60,11 +60,6 @@ impl Groups {
         Ok(groups)
     }
 
-    /// Returns whether two functions are in one group.
-    pub fn together(&self, one: usize, other: usize) -> bool {
-        self.root(one) == self.root(other)
-    }
-
     /// Returns why a function is in a group with others.
     pub fn reason(&self, index: usize) -> Option<Reason> {
         let root = self.root(index);
@@ -74,16 +69,8 @@ impl Groups {
             .find_map(|(member, (_, reason))| reason.filter(|_| self.root(member) == root))
     }
 
-    /// Returns the endpoints in a function's group. Bridges are nobody's.
-    pub fn members<'a>(
-        &'a self,
-        found: &'a Hierarchy,
-        index: usize,
-    ) -> impl Iterator<Item = &'a Device> {
-        self.positions(found, index).map(|(_, device)| device)
-    }
-
-    /// Returns the same with their positions in the hierarchy.
+    /// Returns the endpoints in a function's group, with their positions in the hierarchy. Bridges are
+    /// nobody's.
     pub fn positions<'a>(
         &'a self,
         found: &'a Hierarchy,

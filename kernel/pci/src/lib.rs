@@ -30,7 +30,7 @@ mod sriov;
 pub use capability::{Acs, Capabilities, Express, PortKind};
 pub use config::{ConfigSpace, Function};
 pub use device::{Bar, Bridge, Device, Header, Hierarchy, Placement, Problem, Word, kept_by_reset};
-pub use enumerate::{enumerate, enumerate_with};
+pub use enumerate::enumerate;
 pub use group::{Groups, Reason};
 pub use intx::{InterruptMap, Pin, Widths, Wire, probe_pin};
 pub use map::{MapError, RidMap};

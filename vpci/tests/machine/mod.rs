@@ -294,7 +294,7 @@ impl Machine {
             let (low, high) = (self.config_read(low), self.config_read(high));
             return Some(u64::from(high) << 32 | u64::from(low));
         }
-        let access = self.bus.decode(offset, bytes)?;
+        let access = vpci::ecam::decode(0, offset, bytes)?;
         Some(self.config_read(access).into())
     }
 
@@ -303,7 +303,7 @@ impl Machine {
         if bytes == 8 {
             self.write(offset, 4, value & 0xffff_ffff);
             self.write(offset + 4, 4, value >> 32);
-        } else if let Some(access) = self.bus.decode(offset, bytes) {
+        } else if let Some(access) = vpci::ecam::decode(0, offset, bytes) {
             self.config_write(access, u32::try_from(value & 0xffff_ffff).unwrap());
         }
     }

@@ -8,8 +8,8 @@ mod sriov;
 use std::time::Duration;
 
 use pci::{
-    Device, Groups, Header, Hierarchy, HostBridge, Method, PortKind, Problem, Progress, Reason,
-    ResetError, RidMap, Window, enumerate,
+    Device, Groups, Header, Hierarchy, HostBridge, Method, OutOfMemory, PortKind, Problem,
+    Progress, Reason, ResetError, RidMap, Window,
 };
 use simulation::{Machine, Node, now, time, wait};
 use vpci::{BarIndex, BarKind, BusAddress, BusRange, Offset, Sbdf};
@@ -38,6 +38,11 @@ fn host() -> HostBridge {
             window(0x80_0000_0000, 0x80_0000_0000),
         ],
     }
+}
+
+/// Enumerates a machine of which no virtual functions are wanted.
+fn enumerate(machine: &Machine, host: &HostBridge) -> Result<Hierarchy, OutOfMemory> {
+    pci::enumerate(machine, host, &[], &mut |_| {})
 }
 
 fn host_bridge() -> Node {
@@ -611,7 +616,7 @@ fn what_is_not_isolated_is_one_group() {
     ];
     for (sbdf, members, reason) in cases {
         let index = found.position(name(sbdf)).expect("found");
-        let got: Vec<_> = groups.members(&found, index).map(|device| device.sbdf).collect();
+        let got: Vec<_> = groups.positions(&found, index).map(|(_, device)| device.sbdf).collect();
         let expected: Vec<_> = members.iter().copied().map(name).collect();
         assert_eq!(got, expected, "{sbdf}");
         if members.len() > 1 {
@@ -622,11 +627,12 @@ fn what_is_not_isolated_is_one_group() {
     // A map that cannot tell two functions apart.
     let groups = Groups::find(&found, |rid| Some((1, u32::from(rid & 0xf7ff)))).expect("memory");
     let [one, other] = ["00:00.0", "08:03.0"].map(|text| found.position(name(text)).expect("found"));
-    assert!(groups.together(one, other));
+    let together = |groups: &Groups| groups.positions(&found, one).any(|(index, _)| index == other);
+    assert!(together(&groups));
     // The same ID at another SMMU is another one, and so is one that no SMMU knows.
     let apart = |rid: u16| (rid >> 8 != 0).then_some((u32::from(rid >> 11), u32::from(rid & 0xf7ff)));
     let groups = Groups::find(&found, apart).expect("memory");
-    assert!(!groups.together(one, other));
+    assert!(!together(&groups));
 }
 
 #[test]
@@ -676,7 +682,7 @@ fn access_control_keeps_a_switch_and_its_functions_apart() {
         .map(|index| {
             (
                 found.devices()[index].sbdf.bus(),
-                groups.members(&found, index).count(),
+                groups.positions(&found, index).count(),
             )
         })
         .collect();
@@ -717,7 +723,7 @@ fn one_function_without_access_control_is_in_a_group_with_all_of_its_device() {
         ]);
         let found = enumerate(&machine, &host()).expect("memory");
         let groups = Groups::find(&found, |_| None).expect("memory");
-        let sizes: Vec<_> = (0..found.devices().len()).map(|index| groups.members(&found, index).count()).collect();
+        let sizes: Vec<_> = (0..found.devices().len()).map(|index| groups.positions(&found, index).count()).collect();
         assert_eq!(sizes, [&[1], expected, &[1]].concat(), "{which}");
     }
 }

@@ -1,10 +1,8 @@
 //! Who may have what: groups, and resets that take others along.
 
 use super::simulation::{Machine, Node, wait};
-use super::{downstream, edu, host, name, nvme, root_port, upstream};
-use pci::{
-    ClaimError, Groups, Hierarchy, Method, Owner, Owners, Reason, ResetError, Wish, enumerate,
-};
+use super::{downstream, edu, enumerate, host, name, nvme, root_port, upstream};
+use pci::{ClaimError, Groups, Hierarchy, Method, Owner, Owners, Reason, ResetError, Wish};
 use vpci::Sbdf;
 
 /// ```text

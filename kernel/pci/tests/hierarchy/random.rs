@@ -3,8 +3,7 @@
 use proptest::prelude::*;
 
 use super::simulation::{Machine, Node};
-use super::{check_placement, downstream, host, root_port, upstream};
-use pci::enumerate;
+use super::{check_placement, downstream, enumerate, host, root_port, upstream};
 
 fn endpoint() -> impl Strategy<Value = Node> {
     let bars = prop::collection::vec((0u32..5, 4u32..30), 0..4);

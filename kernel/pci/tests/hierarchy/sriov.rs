@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 
 use super::simulation::{Machine, Node, now, time, wait};
-use super::{device, downstream, host, host_bridge, name, nvme, root_port, upstream};
+use super::{device, downstream, enumerate, host, host_bridge, name, nvme, root_port, upstream};
 use pci::{
     ClaimError, Groups, Hierarchy, HostBridge, Method, Owner, Owners, Problem, Progress, Reason,
-    ResetError, Virtual, VirtualProblem, Wanted, Wish, enumerate, enumerate_with,
+    ResetError, Virtual, VirtualProblem, Wanted, Wish,
 };
 
 const VF_SIZE: u64 = 0x4000;
@@ -41,7 +41,7 @@ fn wanted(physical: &str, count: u16) -> Wanted {
 }
 
 fn find(machine: &Machine, host: &HostBridge, wanted: &[Wanted]) -> Hierarchy {
-    enumerate_with(machine, host, wanted, &mut wait).expect("memory")
+    pci::enumerate(machine, host, wanted, &mut wait).expect("memory")
 }
 
 fn names(found: &Hierarchy) -> Vec<String> {
@@ -289,7 +289,7 @@ fn a_virtual_function_stands_alone_below_a_port_that_isolates() {
         let groups = Groups::find(&found, |rid| Some((1, rid.into()))).expect("memory");
         let members = |sbdf: &str| {
             let index = found.position(name(sbdf)).expect("found");
-            let members = groups.members(&found, index);
+            let members = groups.positions(&found, index);
             (members.count(), groups.reason(index))
         };
         ["01:00.0", "01:10.0", "01:10.2"].map(members)
