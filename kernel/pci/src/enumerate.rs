@@ -13,7 +13,7 @@ use crate::capability::{Acs, Capabilities, Express, PortKind};
 use crate::config::{ConfigSpace, Function, bridge, header};
 use crate::device::{BARS, Bar, Bridge, Device, Header, Hierarchy, Problem};
 use crate::place::{HostBridge, place};
-use crate::reset::Method;
+use crate::reset::{self, Method};
 use crate::sriov::{self, Sriov, Virtual, VirtualProblem, Wanted};
 use crate::{OutOfMemory, push};
 
@@ -296,19 +296,34 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
         } else {
             0
         };
-        let command = function.read16(header::COMMAND) & keep;
-        function.write16(header::COMMAND, command | header::COMMAND_SILENT);
+        let disable = || {
+            let command = function.read16(header::COMMAND) & keep;
+            function.write16(header::COMMAND, command | header::COMMAND_SILENT);
+        };
+        disable();
+        let capabilities = Capabilities::find(function);
+        if let Some(offset) = capabilities.power
+            && reset::wake(function, offset)
+        {
+            (self.wait)(reset::POWER_CHANGE);
+            disable();
+        }
 
         let (kind, bars) = match function.read8(header::HEADER_TYPE) & !header::MULTI_FUNCTION {
             0 if is_host_bridge => (Header::Endpoint, 0),
             0 => (Header::Endpoint, 6),
-            1 => (Header::Bridge(close_bridge(function)), 2),
+            1 => {
+                let (bridge, was_reset) = close_bridge(function);
+                if was_reset {
+                    (self.wait)(reset::AFTER_CONVENTIONAL_RESET);
+                }
+                (Header::Bridge(bridge), 2)
+            }
             other => {
                 push(&mut self.found.problems, Problem::BadHeader(sbdf))?;
                 (Header::Other(other), 0)
             }
         };
-        let capabilities = Capabilities::find(function);
         if let Some(offset) = capabilities.sriov
             && kind == Header::Endpoint
             && sriov::disable(function, offset)
@@ -430,8 +445,9 @@ fn size_bar<C: ConfigSpace + ?Sized>(
     }))
 }
 
-/// Closes a bridge: no bus behind it, no window, its secondary bus out of reset.
-fn close_bridge<C: ConfigSpace + ?Sized>(function: Function<'_, C>) -> Bridge {
+/// Closes a bridge: no bus behind it, no window, its secondary bus out of reset. Returns whether that was in
+/// reset, so that it takes its time.
+fn close_bridge<C: ConfigSpace + ?Sized>(function: Function<'_, C>) -> (Bridge, bool) {
     let control = function.read16(bridge::CONTROL);
     function.write16(bridge::CONTROL, control & !bridge::CONTROL_RESET);
     function.write16(bridge::PREFETCHABLE_BASE, 0xfff0);
@@ -442,7 +458,7 @@ fn close_bridge<C: ConfigSpace + ?Sized>(function: Function<'_, C>) -> Bridge {
         ..Bridge::default()
     };
     bridge.write(function, 0);
-    bridge
+    (bridge, control & bridge::CONTROL_RESET != 0)
 }
 
 impl Bridge {
@@ -559,11 +575,17 @@ impl Hierarchy {
             return Ok(());
         };
         let function = Function::new(config, device.sbdf);
-        let mut waited = 0;
+        // Its physical function's were enabled all at once: none waits for long after one that is late.
+        let physical = device.virtual_function.map(|own| own.physical);
+        let is_late = |problem: &Problem| matches!(problem, Problem::Virtual(of, VirtualProblem::Absent(_)) if Some(*of) == physical);
+        let mut waited = if self.problems.iter().any(is_late) {
+            READY
+        } else {
+            0
+        };
         while device.usable && !device.answers(function) {
             if waited >= READY {
                 device.usable = false;
-                let physical = device.virtual_function.map(|own| own.physical);
                 let problem = VirtualProblem::Absent(device.sbdf);
                 let problem = Problem::Virtual(physical.unwrap_or(device.sbdf), problem);
                 return push(&mut self.problems, problem);

@@ -102,11 +102,11 @@ const PENDING: u32 = 100;
 const AFTER_RESET: u32 = 100;
 /// After the reset of a conventional bus: 2^25 clocks of 33 MHz (PCI Local Bus Specification 3.0,
 /// section 4.3.2, T_rhfa).
-const AFTER_CONVENTIONAL_RESET: u32 = 1017;
+pub(crate) const AFTER_CONVENTIONAL_RESET: u32 = 1017;
 /// How long a bus is held in reset: T_rst is a millisecond.
 const BUS_RESET: u32 = 2;
 /// Between D3hot and D0 (section 5.9).
-const POWER_CHANGE: u32 = 10;
+pub(crate) const POWER_CHANGE: u32 = 10;
 /// After which a function that does not answer is broken (section 6.6.1).
 const READY: u32 = 1000;
 
@@ -476,6 +476,15 @@ pub fn milliseconds_up(time: Duration) -> u32 {
 fn reports_link(port: Option<&Device>) -> Option<Offset> {
     let express = port?.express.filter(|express| express.reports_link)?;
     Some(express.offset)
+}
+
+/// Brings a function to D0; returns whether it was not there, and so needs [`POWER_CHANGE`].
+pub(crate) fn wake<C: ConfigSpace + ?Sized>(function: Function<'_, C>, offset: Offset) -> bool {
+    let is_asleep = function.read16(offset.get() + POWER_CONTROL) & POWER_STATE != 0;
+    if is_asleep {
+        set_power_state(function, offset, 0);
+    }
+    is_asleep
 }
 
 fn set_power_state<C: ConfigSpace + ?Sized>(function: Function<'_, C>, offset: Offset, state: u16) {

@@ -853,6 +853,49 @@ fn a_function_has_as_many_vectors_as_the_larger_of_its_capabilities() {
     }
 }
 
+/// What is asleep may forget its BARs when it wakes up, and answers for nothing below.
+#[test]
+fn what_firmware_put_to_sleep_is_woken() {
+    let asleep = |node: Node, at| node.left(at, &[3]);
+    let endpoint = || asleep(virtio().power(false), 0x50);
+    let port = asleep(Node::bridge(1, 1).power(false).express(4), 0x44);
+    let machine = Machine::new(
+        0,
+        vec![
+            ((1, 0), endpoint()),
+            ((2, 0), port.with(0, 0, endpoint())),
+            ((3, 0), asleep(edu().power(true), 0x54)),
+        ],
+    );
+    let start = now();
+    let found = pci::enumerate(&machine, &host(), &[], &mut wait).expect("memory");
+    assert_eq!(
+        now() - start,
+        3 * 10,
+        "the port's reset wakes what is below"
+    );
+    for device in found.devices() {
+        let power = device.capabilities.power.expect("it has");
+        let state = machine.at(device.sbdf, |node| {
+            node.space[usize::from(power.get()) + 4] & 3
+        });
+        assert_eq!(state, Some(0), "{}", device.sbdf);
+    }
+    check_placement(&machine, &found, &host());
+}
+
+/// What firmware left in reset takes its time.
+#[test]
+fn a_bus_that_firmware_left_in_reset_is_waited_for() {
+    let port = root_port().left(0x3e, &[0x40]).with(0, 0, nvme());
+    let machine = Machine::new(0, vec![((1, 0), port)]);
+    wait(1);
+    let start = now();
+    let found = pci::enumerate(&machine, &host(), &[], &mut wait).expect("memory");
+    assert!(now() - start > 1000, "as long as a conventional bus takes");
+    assert_eq!(found.devices().len(), 2);
+}
+
 /// Requests of phantom functions carry the names of other functions (section 2.2.6.2), which may be there.
 #[test]
 fn phantom_functions_are_turned_off() {

@@ -405,6 +405,9 @@ impl Node {
     fn finish(mut self) -> Self {
         self.power_on = self.space.clone();
         self.power_on[4..6].fill(0);
+        if let Some((at, mask, 0)) = self.reset_by {
+            self.power_on[at] &= !mask; // D0
+        }
         if let Some(vfs) = &self.vfs {
             self.power_on[vfs.at + 8] = 0;
             self.power_on[vfs.at + 0x10..vfs.at + 0x12].fill(0);

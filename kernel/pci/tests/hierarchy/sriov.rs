@@ -271,12 +271,14 @@ fn one_that_does_not_answer_is_left_out() {
             VF_SIZE,
         );
     let machine = Machine::new(0, vec![((1, 0), port().with(0, 0, nic))]);
-    let found = find(&machine, &host(), &[wanted("01:00.0", 1)]);
-    let problem = VirtualProblem::Absent(name("01:10.0"));
+    let start = now();
+    let found = find(&machine, &host(), &[wanted("01:00.0", 3)]);
+    let absent = |text| Problem::Virtual(name("01:00.0"), VirtualProblem::Absent(name(text)));
     assert_eq!(
         found.problems(),
-        [Problem::Virtual(name("01:00.0"), problem)]
+        ["01:10.0", "01:10.2", "01:10.4"].map(absent)
     );
+    assert!(now() - start < 1500, "they were all enabled at once");
     assert!(!device(&found, "01:10.0").usable);
     assert!(device(&found, "01:00.0").usable);
 }
