@@ -9,8 +9,7 @@
 //! ```
 
 use crate::domain::{self, Domain, MakeError, Payload};
-use crate::mmio::Pending;
-use crate::servers::{self, Sent};
+use crate::mmio::{self, Pending};
 use crate::vcpu::{Activity, Run, State, VcpuRef, request};
 use crate::{bus, control, exit, panic, pcpu, sched, terminal};
 use alloc::sync::Arc;
@@ -69,18 +68,15 @@ pub(crate) fn start(domain: &Arc<Domain>) -> Result<(), MakeError> {
     *domain.lifecycle.lock() = Lifecycle::Running;
     info!("domain {} starts", domain.name());
     let first = domain.reference(0);
-    let mut emulated = match &domain.pci {
+    let emulated = match &domain.pci {
         Some(bus) => {
             let emulated = bus.lock().emulated();
             emulated.map_err(|_| MakeError::NoMemory("the resets of its functions"))?
         }
         None => Vec::new(),
     };
-    while let Some((sbdf, server)) = emulated.pop() {
-        if let Sent::Asked(asked) = servers::send_reset(domain, 0, server, sbdf) {
-            let pending = Pending::DomainReset(asked, emulated);
-            return power_on_waiting(&first, entry, argument, pending);
-        }
+    if let Some(pending) = mmio::next_reset(domain, 0, emulated) {
+        return power_on_waiting(&first, entry, argument, pending);
     }
     if !power_on(&first, entry, argument)? {
         error!("domain {}: its first vCPU is not off", domain.name());

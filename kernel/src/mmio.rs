@@ -2,6 +2,7 @@
 
 use crate::assign::Operation;
 use crate::bus::{self, Answer, Bus, Elsewhere, Scope};
+use crate::domain::Domain;
 use crate::exit::{Exception, Next};
 use crate::memory::TableFrames;
 use crate::pcpu::Running;
@@ -233,8 +234,9 @@ pub(crate) enum Pending {
     /// The reset of this function of a device model's, on a bus that the guest resets; or room in the
     /// slot to ask for it.
     BusReset(Mmio, Option<Asked>, Option<Sbdf>, u8),
-    /// The resets of device models' functions, before the domain starts again.
-    DomainReset(Asked, Vec<(Sbdf, u32)>),
+    /// The reset of a device model's function, or room in the slot to ask for it, and those of the others:
+    /// before the domain starts.
+    DomainReset(Option<Asked>, Vec<(Sbdf, u32)>),
     /// A call of the control domain that takes a while.
     Control(Vec<Operation>),
     /// What is in the way of the access, which is made again: a reset, or a request from before one
@@ -246,10 +248,8 @@ impl Pending {
     /// Returns the request that is not answered, if that is what is waited for.
     pub(crate) fn into_asked(self) -> Option<Asked> {
         match self {
-            Self::Memory(_, asked) | Self::Config(_, asked) | Self::DomainReset(asked, _) => {
-                Some(asked)
-            }
-            Self::BusReset(_, asked, ..) => asked,
+            Self::Memory(_, asked) | Self::Config(_, asked) => Some(asked),
+            Self::DomainReset(asked, _) | Self::BusReset(_, asked, ..) => asked,
             Self::Reset(..) | Self::Control(_) | Self::Again => None,
         }
     }
@@ -459,6 +459,29 @@ fn bus_reset(running: &mut Running<'_>, mmio: Mmio, bus: u8, mut after: Option<S
     }
 }
 
+/// Asks for the next reset of a function of a device model's, for a vCPU that has not started. Returns what
+/// it has to wait for; `None` when there is nothing more.
+#[cold]
+pub(crate) fn next_reset(
+    domain: &Domain,
+    vcpu: usize,
+    mut rest: Vec<(Sbdf, u32)>,
+) -> Option<Pending> {
+    while let Some(&(sbdf, server)) = rest.last() {
+        match servers::send_reset(domain, vcpu, server, sbdf) {
+            // Something from before has the slot: it is asked for when that has been answered.
+            Sent::Busy => return Some(Pending::DomainReset(None, rest)),
+            Sent::Asked(asked) => {
+                rest.pop();
+                return Some(Pending::DomainReset(Some(asked), rest));
+            }
+            // Nobody is there.
+            Sent::Posted | Sent::Unanswered(_) => rest.pop(),
+        };
+    }
+    None
+}
+
 /// Goes on with what the loaded vCPU waits for, if it has come.
 pub(crate) fn answer(running: &mut Running<'_>) {
     servers::take_stale(running);
@@ -491,16 +514,12 @@ pub(crate) fn answer(running: &mut Running<'_>) {
             let value = bus.lock().config_answer(config.access, value as u32);
             config_done(running, bus, config, value)
         }
-        Pending::DomainReset(asked, mut rest) => {
-            if let Err(asked) = taken(running, asked) {
-                return wait_on(running, Pending::DomainReset(asked, rest));
+        Pending::DomainReset(asked, rest) => {
+            if let Some(Err(asked)) = asked.map(|asked| taken(running, asked)) {
+                return wait_on(running, Pending::DomainReset(Some(asked), rest));
             }
-            while let Some((sbdf, server)) = rest.pop() {
-                if let Sent::Asked(asked) =
-                    servers::send_reset(running.domain, running.vcpu.index, server, sbdf)
-                {
-                    return wait_on(running, Pending::DomainReset(asked, rest));
-                }
+            if let Some(pending) = next_reset(running.domain, running.vcpu.index, rest) {
+                return wait_on(running, pending);
             }
             Next::Resume
         }

@@ -26,6 +26,8 @@ pub mod hostile_dma;
 #[cfg(target_os = "none")]
 pub mod igb;
 #[cfg(target_os = "none")]
+pub mod impatient;
+#[cfg(target_os = "none")]
 pub mod intx;
 #[cfg(target_os = "none")]
 pub mod neighbour;
