@@ -316,10 +316,8 @@ impl Bus {
         match mmio.store {
             None => Answer::Done(assigned.load(bar, offset, mmio.bytes())),
             Some(value) => {
-                if assigned.store(bar, offset, mmio.bytes(), value)
-                    && let Some(reset) = self.carry_out(domain, function)
-                {
-                    return Answer::Resetting(Scope::Function(function), only(reset));
+                if assigned.store(bar, offset, mmio.bytes(), value) {
+                    self.carry_out(domain, function);
                 }
                 Answer::Done(0)
             }

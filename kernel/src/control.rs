@@ -8,10 +8,10 @@ use crate::assign::Operation;
 use crate::domain::{self, Domain};
 use crate::exit::Next;
 use crate::lifecycle::Lifecycle;
-use crate::mmio::Pending;
+use crate::mmio::{self, Pending};
 use crate::passthrough::AssignError;
 use crate::pcpu::Running;
-use crate::{physical, sched, servers};
+use crate::{physical, servers};
 use abi::{AssignFlags, DomainState, Function, FunctionState, NONE, Status};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -166,10 +166,7 @@ pub(crate) fn go_on(running: &mut Running<'_>, mut operations: Vec<Operation>) -
     };
     let status = match operation.step() {
         Ok(Advance::Wait(milliseconds)) => {
-            running.state.pending = Some(Pending::Control(operations));
-            sched::wait_for_answer(running);
-            sched::sleep(&running.reference(), milliseconds);
-            return Next::Resume;
+            return mmio::sleep(running, Pending::Control(operations), milliseconds);
         }
         Ok(Advance::Done) => Status::Ok,
         Err(error) => error.status(),

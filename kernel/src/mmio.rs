@@ -230,10 +230,10 @@ pub(crate) enum Pending {
     /// A config access, answered by a device model.
     Config(Config, Asked),
     /// Resets of devices, which the guest asked for.
-    Reset(Mmio, Scope, Vec<Resetting>),
+    Reset(Config, Scope, Vec<Resetting>),
     /// The reset of this function of a device model's, on a bus that the guest resets; or room in the
     /// slot to ask for it.
-    BusReset(Mmio, Option<Asked>, Option<Sbdf>, u8),
+    BusReset(Config, Option<Asked>, Option<Sbdf>, u8),
     /// The reset of a device model's function, or room in the slot to ask for it, and those of the others:
     /// before the domain starts.
     DomainReset(Option<Asked>, Vec<(Sbdf, u32)>),
@@ -339,7 +339,7 @@ fn config_step(running: &mut Running<'_>, bus: &Mutex<Bus>, config: Config) -> N
                 Sent::Unanswered(value) => config_done(running, bus, config, value as u32),
             }
         }
-        Answer::Resetting(scope, resets) => reset(running, mmio, scope, resets),
+        Answer::Resetting(scope, resets) => reset(running, bus, config, scope, resets),
         Answer::Again => try_again(running),
     }
 }
@@ -369,8 +369,8 @@ fn memory_space(running: &mut Running<'_>, bus: &Mutex<Bus>, mmio: Mmio) -> Next
     let answer = bus.lock().memory(running.domain, mmio);
     match answer {
         Answer::Done(value) => answer_load(running, mmio, value),
-        Answer::Resetting(scope, resets) => reset(running, mmio, scope, resets),
-        Answer::Again => try_again(running),
+        // Resets are asked for in config space only.
+        Answer::Resetting(..) | Answer::Again => answer_load(running, mmio, u64::MAX),
         Answer::Elsewhere(to) => {
             let request = Request {
                 kind: if mmio.store.is_some() {
@@ -407,40 +407,51 @@ fn wait(running: &mut Running<'_>, pending: Pending) -> Next {
 /// Makes the vCPU wait for a reset that another one has asked for, and then make its access again.
 #[cold]
 fn try_again(running: &mut Running<'_>) -> Next {
-    let next = wait(running, Pending::Again);
-    sched::sleep(&running.reference(), RESET_POLL);
+    sleep(running, Pending::Again, RESET_POLL)
+}
+
+/// Makes the vCPU wait for so many milliseconds.
+#[cold]
+pub(crate) fn sleep(running: &mut Running<'_>, pending: Pending, milliseconds: u32) -> Next {
+    let next = wait(running, pending);
+    sched::sleep(&running.reference(), milliseconds);
     next
 }
 
-/// Carries resets of devices on, and completes the guest's access when they are done.
+/// Carries resets of devices on, and goes on with the guest's access when they are done.
 #[cold]
-fn reset(running: &mut Running<'_>, mmio: Mmio, scope: Scope, mut resets: Vec<Resetting>) -> Next {
+fn reset(
+    running: &mut Running<'_>,
+    bus: &Mutex<Bus>,
+    config: Config,
+    scope: Scope,
+    mut resets: Vec<Resetting>,
+) -> Next {
     if let Some(milliseconds) = bus::step(&mut resets) {
-        running.state.pending = Some(Pending::Reset(mmio, scope, resets));
-        sched::wait_for_answer(running);
-        sched::sleep(&running.reference(), milliseconds);
-        return Next::Resume;
+        return sleep(running, Pending::Reset(config, scope, resets), milliseconds);
     }
-    if let Some(bus) = &running.domain.pci {
-        bus.lock().after_reset_of(running.domain, scope);
-    }
+    bus.lock().after_reset_of(running.domain, scope);
     match scope {
-        Scope::Function(_) => answer_load(running, mmio, 0),
-        Scope::Bus(bus) => bus_reset(running, mmio, bus, None),
+        Scope::Function(_) => config_done(running, bus, config, 0),
+        Scope::Bus(below) => bus_reset(running, bus, config, below, None),
     }
 }
 
 /// Goes on with the reset of a bus: tells the device models, one function after the other, behind `after`.
 #[cold]
-fn bus_reset(running: &mut Running<'_>, mmio: Mmio, bus: u8, mut after: Option<Sbdf>) -> Next {
+fn bus_reset(
+    running: &mut Running<'_>,
+    bus: &Mutex<Bus>,
+    config: Config,
+    below: u8,
+    mut after: Option<Sbdf>,
+) -> Next {
     loop {
-        let Some(mut pci) = running.domain.pci.as_ref().map(Mutex::lock) else {
-            return answer_load(running, mmio, 0);
-        };
-        let Some((sbdf, server)) = pci.next_emulated(bus, after) else {
-            pci.end_reset(bus);
+        let mut pci = bus.lock();
+        let Some((sbdf, server)) = pci.next_emulated(below, after) else {
+            pci.end_reset(below);
             drop(pci);
-            return answer_load(running, mmio, 0);
+            return config_done(running, bus, config, 0);
         };
         drop(pci);
         let to = Elsewhere {
@@ -450,10 +461,10 @@ fn bus_reset(running: &mut Running<'_>, mmio: Mmio, bus: u8, mut after: Option<S
         };
         match servers::send(running, to, Request::reset(sbdf)) {
             Sent::Asked(asked) => {
-                let pending = Pending::BusReset(mmio, Some(asked), Some(sbdf), bus);
+                let pending = Pending::BusReset(config, Some(asked), Some(sbdf), below);
                 return wait(running, pending);
             }
-            Sent::Busy => return wait(running, Pending::BusReset(mmio, None, after, bus)),
+            Sent::Busy => return wait(running, Pending::BusReset(config, None, after, below)),
             Sent::Posted | Sent::Unanswered(_) => after = Some(sbdf),
         }
     }
@@ -488,15 +499,23 @@ pub(crate) fn answer(running: &mut Running<'_>) {
     let Some(pending) = running.state.pending.take() else {
         return;
     };
+    let bus = running.domain.pci.as_ref();
     let next = match pending {
         Pending::Again => Next::Resume,
-        Pending::Reset(mmio, scope, resets) => reset(running, mmio, scope, resets),
+        Pending::Reset(config, scope, resets) => match bus {
+            Some(bus) => reset(running, bus, config, scope, resets),
+            None => return,
+        },
         Pending::Control(operation) => control::go_on(running, operation),
-        Pending::BusReset(mmio, asked, after, bus) => {
+        Pending::BusReset(config, asked, after, below) => {
             if let Some(Err(asked)) = asked.map(|asked| taken(running, asked)) {
-                return wait_on(running, Pending::BusReset(mmio, Some(asked), after, bus));
+                let pending = Pending::BusReset(config, Some(asked), after, below);
+                return wait_on(running, pending);
             }
-            bus_reset(running, mmio, bus, after)
+            match bus {
+                Some(bus) => bus_reset(running, bus, config, below, after),
+                None => return,
+            }
         }
         Pending::Memory(mmio, asked) => match taken(running, asked) {
             Ok(value) => answer_load(running, mmio, value),
@@ -507,7 +526,7 @@ pub(crate) fn answer(running: &mut Running<'_>) {
                 Ok(value) => value,
                 Err(asked) => return wait_on(running, Pending::Config(config, asked)),
             };
-            let Some(bus) = &running.domain.pci else {
+            let Some(bus) = bus else {
                 return;
             };
             #[expect(clippy::cast_possible_truncation, reason = "of the request's width")]
