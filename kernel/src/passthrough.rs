@@ -6,7 +6,7 @@ use crate::memory::{self, TableFrames};
 use crate::physical::{self, Ecam, Physical, Resetting, VectorError, Vectors};
 use abi::Status;
 use alloc::vec::Vec;
-use arch::address::{Ipa, PAGE_SIZE, Pa};
+use arch::address::{Ipa, Pa};
 use arch::mmio::{Bus as _, Foreign};
 use arch::table::{Access, Stage2};
 use core::fmt;
@@ -196,7 +196,8 @@ fn map_trapped(model: &Model) -> Result<Vec<(u64, Foreign)>, &'static str> {
     let mut trapped = Vec::new();
     for bar in model.bars() {
         let end = bar.host + bar.size;
-        let mut at = bar.host & !(PAGE_SIZE - 1);
+        // Not from the beginning of its page on: other functions may have that.
+        let mut at = bar.host;
         let mut add = |from: u64, to: u64| {
             if from < to {
                 // SAFETY: registers of the function, which was just taken over; the parts of its
