@@ -428,7 +428,7 @@ fn enumeration() {
         last_bus: 1,
         windows: vec![],
     };
-    assert!(until_it_succeeds(|| pci::enumerate(&Edu, &host)) > 1);
+    assert!(until_it_succeeds(|| pci::enumerate(&Edu, &host, &[], &mut |_| {})) > 1);
 }
 
 #[test]
