@@ -523,6 +523,18 @@ fn a_steady_page_is_what_reads_give_and_has_a_version() {
     }
 }
 
+/// Registers of one do not become those of another that comes before it in the chain and behind it in
+/// config space.
+#[test]
+fn capabilities_come_in_any_order() {
+    let dwords = [(0x34, 0x80), (0x80, 0x0003_4001), (0x40, 0x0186_0005)];
+    let mut function = build(space(&dwords), &[], Position::RootBus, Pin::Hidden).unwrap();
+    write(&mut function, 0x84, 1);
+    assert_eq!(dword(&function, 0x84) & 3, 0, "D1 is not offered");
+    write(&mut function, 0x84, 3);
+    assert_eq!(dword(&function, 0x84) & 3, 3);
+}
+
 /// What the device says where it is asked, by what the guest has set.
 #[test]
 #[rustfmt::skip]
