@@ -22,6 +22,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kernel::frames::Run;
 use kernel::intx;
+use kernel::streams::Second;
 use kernel::uart::Uart;
 use kernel::wired::Wired;
 use kernel::{fallible, layout, size};
@@ -65,6 +66,8 @@ pub(crate) struct Domain {
     pub(crate) serving: Serving,
     /// Accesses that were answered by an external abort since it was made.
     pub(crate) refused: AtomicU64,
+    /// SErrors that went to it.
+    pub(crate) serrors: Mutex<Second>,
     /// A vCPU waits for room on the terminal.
     waits_for_terminal: AtomicBool,
     /// How far `clean_some` has come.
@@ -505,6 +508,7 @@ impl Domain {
             links: Mutex::new(Vec::new()),
             serving,
             refused: AtomicU64::new(0),
+            serrors: Mutex::default(),
             waits_for_terminal: AtomicBool::new(false),
             cleaned: AtomicU64::new(0),
             counter_offset: AtomicU64::new(0),

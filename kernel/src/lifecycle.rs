@@ -11,7 +11,7 @@
 use crate::domain::{self, Domain, MakeError, Payload};
 use crate::mmio::{self, Pending};
 use crate::vcpu::{Activity, Run, State, VcpuRef, request};
-use crate::{bus, control, exit, panic, pcpu, sched, terminal};
+use crate::{bus, control, exit, machine, panic, pcpu, sched, terminal};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::address::BLOCK_2M;
@@ -19,6 +19,7 @@ use arch::asm;
 use core::sync::atomic::Ordering;
 use kernel::guest_tree::{self, Platform};
 use kernel::layout;
+use kernel::streams::SHOWN;
 use kernel::uart::Uart;
 
 /// Where a domain stands.
@@ -258,13 +259,20 @@ fn off(domain: &Domain) {
     }
 }
 
-/// An SError came while a vCPU ran: it is the guest's own to handle.
+/// An SError came while a vCPU ran: it is the guest's own to handle. It may have made it, and make more:
+/// a few in each second are told.
+#[cold]
 pub(crate) fn serror(vcpu: &VcpuRef) {
-    warning!(
-        "an SError goes to vCPU {} of domain {}",
-        vcpu.index,
-        vcpu.domain.name()
-    );
+    let (domain, frequency) = (&vcpu.domain, machine::get().frequency);
+    let count = domain.serrors.lock().count(sched::now(), frequency);
+    match count.before.and_then(|before| before.checked_sub(SHOWN)) {
+        None | Some(0) => {}
+        Some(more) => warning!("{more} more SErrors went to domain {}", domain.name()),
+    }
+    if count.now <= SHOWN {
+        let (index, name) = (vcpu.index, domain.name());
+        warning!("an SError goes to vCPU {index} of domain {name}");
+    }
     exit::pend_serror();
     pcpu::this().resched.store(true, Ordering::Relaxed);
 }
