@@ -557,8 +557,7 @@ impl<P: PhysicalConfig> Function<P> {
             return None;
         }
         let effect = self
-            .next_unmap()
-            .or_else(|| self.next_map())
+            .next_bar()
             .or_else(|| self.next_command())
             .or_else(|| self.next_msi())
             .or_else(|| self.next_msix())
@@ -767,29 +766,25 @@ impl<P: PhysicalConfig> Function<P> {
             .is_none_or(|index| self.dword(index) & POWER_STATE != D3_HOT)
     }
 
-    fn next_unmap(&mut self) -> Option<Effect> {
-        for bar in BarIndex::all_and_rom() {
-            let wanted = self.decoded(bar);
-            let Some(Some(model)) = self.bars.get_mut(bar.index()) else {
-                continue;
-            };
-            if let Some(range) = model.told.filter(|&told| Some(told) != wanted) {
-                model.told = None;
-                return Some(Effect::UnmapBar { bar, range });
-            }
-        }
-        None
-    }
-
-    fn next_map(&mut self) -> Option<Effect> {
-        for bar in BarIndex::all_and_rom() {
-            let wanted = self.decoded(bar);
-            let Some(Some(model)) = self.bars.get_mut(bar.index()) else {
-                continue;
-            };
-            if let (None, Some(range)) = (model.told, wanted) {
-                model.told = wanted;
-                return Some(Effect::MapBar { bar, range });
+    /// Ranges are given up before others are asked for.
+    fn next_bar(&mut self) -> Option<Effect> {
+        for is_given_up in [true, false] {
+            for bar in BarIndex::all_and_rom() {
+                let wanted = self.decoded(bar);
+                let Some(Some(model)) = self.bars.get_mut(bar.index()) else {
+                    continue;
+                };
+                match (model.told, wanted) {
+                    (Some(range), _) if is_given_up && model.told != wanted => {
+                        model.told = None;
+                        return Some(Effect::UnmapBar { bar, range });
+                    }
+                    (None, Some(range)) if !is_given_up => {
+                        model.told = wanted;
+                        return Some(Effect::MapBar { bar, range });
+                    }
+                    _ => {}
+                }
             }
         }
         None

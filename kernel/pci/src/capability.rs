@@ -110,10 +110,8 @@ pub enum PortKind {
     DownstreamPort,
     /// A bridge from PCI Express to conventional PCI.
     ToConventional,
-    /// A bridge from conventional PCI to PCI Express.
-    FromConventional,
-    /// Something else.
-    Other(u8),
+    /// Something else, such as a bridge from conventional PCI.
+    Other,
 }
 
 /// Device Control in the PCI Express capability.
@@ -161,8 +159,7 @@ impl Express {
             5 => PortKind::UpstreamPort,
             6 => PortKind::DownstreamPort,
             7 => PortKind::ToConventional,
-            8 => PortKind::FromConventional,
-            other => PortKind::Other(other.to_le_bytes()[0]),
+            _ => PortKind::Other,
         };
         Self {
             offset,
