@@ -192,6 +192,8 @@ pub struct Acs {
 impl Acs {
     /// Requests that claim another bus are refused.
     pub const SOURCE_VALIDATION: u16 = 1 << 0;
+    /// Requests with addresses that the device says are translated are refused: ATS is off.
+    pub const TRANSLATION_BLOCKING: u16 = 1 << 1;
     /// Requests to peers go through the root complex.
     pub const REQUEST_REDIRECT: u16 = 1 << 2;
     /// And so do their completions.
@@ -204,7 +206,7 @@ impl Acs {
         | Self::COMPLETION_REDIRECT
         | Self::UPSTREAM_FORWARDING;
 
-    /// Turns on what isolates, and nothing else.
+    /// Turns on what isolates, what blocks translated requests, and nothing else.
     pub(crate) fn enable<C: ConfigSpace + ?Sized>(
         function: Function<'_, C>,
         offset: Option<Offset>,
@@ -213,7 +215,8 @@ impl Acs {
             return Self::default();
         };
         let capability = function.read16(offset + 4);
-        function.write16(offset + 6, capability & Self::ISOLATION);
+        let wanted = Self::ISOLATION | Self::TRANSLATION_BLOCKING;
+        function.write16(offset + 6, capability & wanted);
         Self {
             capability,
             enabled: function.read16(offset + 6),
