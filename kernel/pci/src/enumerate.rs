@@ -610,8 +610,7 @@ impl Hierarchy {
     /// Programs a function as it was found and placed: after enumeration, and again after a reset.
     /// Returns whether that enabled virtual functions, which then need [`sriov::AFTER_ENABLE`].
     ///
-    /// An endpoint stays disabled; a bridge forwards again. Neither asserts its interrupt pin: nobody would
-    /// answer.
+    /// An endpoint stays disabled; a bridge forwards again, and does not assert its own interrupt pin.
     pub(crate) fn restore<C: ConfigSpace + ?Sized>(&self, config: &C, index: usize) -> bool {
         let Some(device) = self.devices.get(index) else {
             return false;
@@ -635,14 +634,13 @@ impl Hierarchy {
         if let Some(offset) = device.capabilities.acs {
             function.write16(offset.get() + 6, device.acs.enabled);
         }
-        let mut command = function.read16(header::COMMAND) | header::COMMAND_SILENT;
         if let Header::Bridge(bridge) = &device.header {
             bridge.write(function, device.sbdf.bus());
             if device.usable {
-                command |= header::COMMAND_MEMORY | header::COMMAND_MASTER;
+                let on = header::COMMAND_MEMORY | header::COMMAND_MASTER;
+                function.write16(header::COMMAND, on | header::COMMAND_SILENT);
             }
         }
-        function.write16(header::COMMAND, command);
         device.sriov.is_some_and(|sriov| sriov.enable(function))
     }
 

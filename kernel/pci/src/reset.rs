@@ -429,6 +429,8 @@ impl Reset {
                 };
                 return Ok(Progress::Wait(POLL));
             }
+            // Nobody would answer for its pin.
+            function.write16(header::COMMAND, header::COMMAND_SILENT);
             let enabled = found.restore(config, next);
             next += 1;
             if enabled {
