@@ -16,8 +16,8 @@
 //! is the same in both: an entry becomes invalid, the write is published, translations are
 //! invalidated, and only then a frame goes back or another valid entry takes the place.
 //!
-//! Nothing here touches memory: `Frames` reads and writes descriptors, `Invalidate` and
-//! `InvalidateVa` issue the instructions or the commands of an SMMU.
+//! Nothing here touches memory: `Frames` reads and writes descriptors, `Invalidate` issues the instructions
+//! or the commands of an SMMU.
 //!
 //! Arm Architecture Reference Manual (DDI 0487), chapter D8.
 
@@ -29,7 +29,7 @@ mod tests;
 mod tree;
 mod vmid;
 
-pub use el2::{El2, InvalidateVa, Protection};
+pub use el2::{El2, Protection};
 pub use register::{MAIR_EL2, PaRange, VmidBits, tcr_el2, vtcr_el2, vttbr_el2};
 pub use stage2::{Access, Format, Invalidate, Rights, Stage2};
 pub use vmid::{Vmid, Vmids};
@@ -77,8 +77,6 @@ pub enum MapError<A> {
     OutOfRange,
     /// Something is mapped there already.
     AlreadyMapped(A),
-    /// Nothing is mapped there.
-    NotMapped(A),
     /// No frame is left for a table.
     OutOfTables,
 }
@@ -90,7 +88,6 @@ impl<A> MapError<A> {
             Self::Misaligned => MapError::Misaligned,
             Self::OutOfRange => MapError::OutOfRange,
             Self::AlreadyMapped(address) => MapError::AlreadyMapped(typed(address)),
-            Self::NotMapped(address) => MapError::NotMapped(typed(address)),
             Self::OutOfTables => MapError::OutOfTables,
         }
     }

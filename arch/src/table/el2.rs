@@ -31,8 +31,6 @@ pub enum Protection {
 }
 
 impl Protection {
-    const MASK: u64 = AP_READ_ONLY | XN;
-
     fn encode(self) -> u64 {
         match self {
             Self::ReadExecute => AP_READ_ONLY,
@@ -40,13 +38,6 @@ impl Protection {
             Self::ReadWrite => XN,
         }
     }
-}
-
-/// Drops what the pCPUs have cached of EL2's translation.
-pub trait InvalidateVa {
-    /// Invalidates `len` bytes from `va` on, on all pCPUs, and waits until that is done
-    /// (TLBI VAE2IS, DSB ISH, ISB).
-    fn va(&self, va: Va, len: u64);
 }
 
 /// EL2's translation tables.
@@ -88,67 +79,5 @@ impl El2 {
         self.tree
             .map(frames, va.get(), pa, len, attributes)
             .map_err(|error| error.map(Va::new))
-    }
-
-    /// Unmaps `len` bytes at `va`: a guard page, for example.
-    ///
-    /// A block that is only partly in the range is broken and made again as smaller pieces. With
-    /// the MMU on, the code and the stack that run this must not lie in such a block.
-    pub fn unmap(
-        &mut self,
-        frames: &mut impl Frames,
-        invalidate: &impl InvalidateVa,
-        va: Va,
-        len: u64,
-    ) -> Result<(), MapError<Va>> {
-        let invalidate = |va, len| invalidate.va(Va::new(va), len);
-        self.tree
-            .unmap(frames, &invalidate, va.get(), len)
-            .map_err(|error| error.map(Va::new))
-    }
-
-    /// Changes the protection of `len` bytes at `va`, all of which are mapped.
-    ///
-    /// What `unmap` says of blocks that are partly in the range holds here too.
-    pub fn protect(
-        &mut self,
-        frames: &mut impl Frames,
-        invalidate: &impl InvalidateVa,
-        va: Va,
-        len: u64,
-        protection: Protection,
-    ) -> Result<(), MapError<Va>> {
-        let invalidate = |va, len| invalidate.va(Va::new(va), len);
-        self.tree
-            .protect(
-                frames,
-                &invalidate,
-                va.get(),
-                len,
-                Protection::MASK,
-                protection.encode(),
-            )
-            .map_err(|error| error.map(Va::new))
-    }
-
-    /// Returns where `va` leads.
-    pub fn translate(&self, frames: &impl Frames, va: Va) -> Option<(Pa, Protection, Memory)> {
-        let (pa, entry) = self.tree.translate(frames, va.get())?;
-        let protection = match (entry & AP_READ_ONLY != 0, entry & XN != 0) {
-            (true, false) => Protection::ReadExecute,
-            (true, true) => Protection::ReadOnly,
-            (false, _) => Protection::ReadWrite,
-        };
-        let memory = if entry & ATTRIBUTE_DEVICE == 0 {
-            Memory::Normal
-        } else {
-            Memory::Device
-        };
-        Some((pa, protection, memory))
-    }
-
-    /// Returns how many tables there are.
-    pub fn tables(&self) -> usize {
-        self.tree.tables()
     }
 }

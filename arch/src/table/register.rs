@@ -18,27 +18,9 @@ impl PaRange {
         Self(if field > 5 { 5 } else { field })
     }
 
-    /// Returns the bits of a PA.
-    pub const fn bits(self) -> u8 {
-        match self.0 {
-            0 => 32,
-            1 => 36,
-            2 => 40,
-            3 => 42,
-            4 => 44,
-            _ => 48,
-        }
-    }
-
     /// Returns the value of a `PS` field.
     pub const fn encode(self) -> u64 {
         self.0 as u64
-    }
-
-    /// Returns the smaller of two: what all pCPUs of a machine can do.
-    #[must_use]
-    pub const fn min(self, other: Self) -> Self {
-        if self.0 < other.0 { self } else { other }
     }
 }
 

@@ -95,13 +95,6 @@ const NOT_GLOBAL: u64 = 1 << 11;
 const S1_XN: u64 = 3 << 53;
 
 impl Format {
-    fn rights_mask(self) -> u64 {
-        match self {
-            Self::Stage2 => S2AP_READ | S2AP_WRITE | S2_XN,
-            Self::Stage1 => AP_READ_ONLY | AP_UNPRIVILEGED | S1_XN,
-        }
-    }
-
     fn encode_rights(self, rights: Rights) -> u64 {
         let when = |right, bits| if rights.contains(right) { bits } else { 0 };
         let unless = |right, bits| if rights.contains(right) { 0 } else { bits };
@@ -192,11 +185,6 @@ impl Stage2 {
         self.tree.root()
     }
 
-    /// Returns which descriptors the tables hold.
-    pub fn format(&self) -> Format {
-        self.format
-    }
-
     /// Maps `len` bytes at `ipa` to `pa`. On an error nothing is changed.
     pub fn map(
         &mut self,
@@ -229,33 +217,10 @@ impl Stage2 {
             .map_err(|error| error.map(Ipa::new))
     }
 
-    /// Changes the rights on `len` bytes at `ipa`, all of which are mapped.
-    ///
-    /// What `unmap` says of blocks that are partly in the range holds here too.
-    pub fn protect(
-        &mut self,
-        frames: &mut impl Frames,
-        invalidate: &impl Invalidate,
-        ipa: Ipa,
-        len: u64,
-        rights: Rights,
-    ) -> Result<(), MapError<Ipa>> {
-        let invalidate = |ipa, len| invalidate.ipa(Ipa::new(ipa), len);
-        let (mask, bits) = (self.format.rights_mask(), self.format.encode_rights(rights));
-        self.tree
-            .protect(frames, &invalidate, ipa.get(), len, mask, bits)
-            .map_err(|error| error.map(Ipa::new))
-    }
-
     /// Returns where `ipa` leads, and how.
     pub fn translate(&self, frames: &impl Frames, ipa: Ipa) -> Option<(Pa, Access)> {
         let (pa, entry) = self.tree.translate(frames, ipa.get())?;
         Some((pa, self.format.decode(entry)))
-    }
-
-    /// Returns how many tables there are.
-    pub fn tables(&self) -> usize {
-        self.tree.tables()
     }
 
     /// Frees all tables. No vCPU and no stream table entry uses them any more.

@@ -134,7 +134,6 @@ impl Chain {
 pub(super) struct Tree {
     root: Pa,
     first_level: u8,
-    tables: usize,
 }
 
 impl Tree {
@@ -142,21 +141,12 @@ impl Tree {
     pub(super) fn new(frames: &mut impl Frames, first_level: u8) -> Option<Self> {
         let root = frames.allocate()?;
         frames.publish(root, 0, ENTRIES);
-        Some(Self {
-            root,
-            first_level,
-            tables: 1,
-        })
+        Some(Self { root, first_level })
     }
 
     /// Returns the first table.
     pub(super) fn root(&self) -> Pa {
         self.root
-    }
-
-    /// Returns how many tables there are.
-    pub(super) fn tables(&self) -> usize {
-        self.tables
     }
 
     /// Checks a range of input addresses.
@@ -175,6 +165,10 @@ impl Tree {
     ///
     /// The tables that this takes are there before the first descriptor is written, so that an
     /// error leaves nothing behind that a walker could have seen.
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "the tables that `self` leads to change"
+    )]
     pub(super) fn map(
         &mut self,
         frames: &mut impl Frames,
@@ -210,7 +204,6 @@ impl Tree {
             };
             spare.push(frames, table);
         }
-        self.tables += missing;
         fill(
             frames,
             &mut spare,
@@ -237,38 +230,9 @@ impl Tree {
         self.split(frames, invalidate, range.start)?;
         self.split(frames, invalidate, range.end)?;
         let mut dead = Chain::default();
-        clear(
-            frames,
-            &mut dead,
-            &mut self.tables,
-            self.root,
-            self.first_level,
-            range,
-        );
+        clear(frames, &mut dead, self.root, self.first_level, range);
         invalidate(input, len);
         dead.free(frames);
-        Ok(())
-    }
-
-    /// Changes the attribute bits in `mask` to `bits` in a range that is mapped everywhere.
-    ///
-    /// The bits are rights, of which a change needs no break-before-make (D8, "TLB maintenance").
-    pub(super) fn protect(
-        &mut self,
-        frames: &mut impl Frames,
-        invalidate: &impl Fn(u64, u64),
-        input: u64,
-        len: u64,
-        mask: u64,
-        bits: u64,
-    ) -> Result<(), MapError<u64>> {
-        let range = self.range(input, len)?;
-        check_mapped(frames, self.root, self.first_level, range.clone())
-            .map_err(MapError::NotMapped)?;
-        self.split(frames, invalidate, range.start)?;
-        self.split(frames, invalidate, range.end)?;
-        change(frames, self.root, self.first_level, range, mask, bits);
-        invalidate(input, len);
         Ok(())
     }
 
@@ -299,6 +263,10 @@ impl Tree {
 
     /// Replaces each block that `boundary` lies inside of by a table of smaller ones, so that no
     /// leaf covers both sides of it.
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "the tables that `self` leads to change"
+    )]
     fn split(
         &mut self,
         frames: &mut impl Frames,
@@ -314,7 +282,6 @@ impl Tree {
                 Entry::Table(child) => child,
                 Entry::Leaf(entry) => {
                     let child = frames.allocate().ok_or(MapError::OutOfTables)?;
-                    self.tables += 1;
                     let size = entry_size(level);
                     fill_split(frames, child, level + 1, entry);
                     frames.write(table, slot, 0);
@@ -425,7 +392,6 @@ fn fill_split(frames: &mut impl Frames, table: Pa, level: u8, entry: u64) {
 fn clear(
     frames: &mut impl Frames,
     dead: &mut Chain,
-    tables: &mut usize,
     table: Pa,
     level: u8,
     range: Range<u64>,
@@ -436,42 +402,16 @@ fn clear(
             Entry::Invalid => continue,
             Entry::Leaf(_) => frames.write(table, piece.index, 0),
             Entry::Table(child) => {
-                if !clear(frames, dead, tables, child, level + 1, piece.range) {
+                if !clear(frames, dead, child, level + 1, piece.range) {
                     continue;
                 }
                 frames.write(table, piece.index, 0);
                 dead.push(frames, child);
-                *tables -= 1;
             }
         }
     }
     frames.publish(table, first, count);
     (0..ENTRIES).all(|slot| frames.read(table, slot) == 0)
-}
-
-/// Checks that all of `range` is mapped, or returns the first address that is not.
-fn check_mapped(frames: &impl Frames, table: Pa, level: u8, range: Range<u64>) -> Result<(), u64> {
-    for piece in pieces(level, range) {
-        match Entry::decode(level, frames.read(table, piece.index)) {
-            Entry::Invalid => return Err(piece.range.start),
-            Entry::Leaf(_) => {}
-            Entry::Table(child) => check_mapped(frames, child, level + 1, piece.range)?,
-        }
-    }
-    Ok(())
-}
-
-/// Changes the bits in `mask` of every leaf in `range`.
-fn change(frames: &mut impl Frames, table: Pa, level: u8, range: Range<u64>, mask: u64, bits: u64) {
-    let (first, count) = entries(level, &range);
-    for piece in pieces(level, range) {
-        match Entry::decode(level, frames.read(table, piece.index)) {
-            Entry::Invalid => {}
-            Entry::Leaf(entry) => frames.write(table, piece.index, entry & !mask | bits),
-            Entry::Table(child) => change(frames, child, level + 1, piece.range, mask, bits),
-        }
-    }
-    frames.publish(table, first, count);
 }
 
 /// Frees `table` and every table below it.
