@@ -102,7 +102,6 @@ pub(crate) struct Its {
     devices: Sparse<Device>,
     /// The vCPU of each collection, plus one.
     collections: Sparse<u16>,
-    generation: u64,
     failed: u64,
 }
 
@@ -119,7 +118,6 @@ impl Its {
             collections_base: BASER_FIXED | BASER_COLLECTIONS,
             devices: Sparse::new(),
             collections: Sparse::new(),
-            generation: 0,
             failed: 0,
         }
     }
@@ -128,10 +126,7 @@ impl Its {
     pub(crate) fn reset(&mut self, budget: &mut Budget) {
         self.drop_devices(budget);
         self.collections.clear(budget);
-        *self = Self {
-            generation: self.generation + 1,
-            ..Self::new(self.device_bits)
-        };
+        *self = Self::new(self.device_bits);
     }
 
     fn drop_devices(&mut self, budget: &mut Budget) {
@@ -180,10 +175,7 @@ impl Its {
     ) {
         match access.offset {
             CTLR if access.is_word() => {
-                let enabled = value & CTLR_ENABLED != 0;
-                if core::mem::replace(&mut self.enabled, enabled) != enabled {
-                    self.generation += 1;
-                }
+                self.enabled = value & CTLR_ENABLED != 0;
             }
             CBASER | CBASER_HIGH if !self.enabled => {
                 let value = access.write_wide(self.commands, value);
@@ -219,7 +211,6 @@ impl Its {
         if core::mem::replace(base, value) == value {
             return;
         }
-        self.generation += 1;
         if devices {
             for number in 0..self.devices.chunk_count() * CHUNK {
                 self.forget_events(gic, number, host);
@@ -324,7 +315,6 @@ impl Its {
         if command.valid() && bits > EVENT_BITS {
             return Err(Failed);
         }
-        self.generation += 1;
         let touched = self.forget_events(gic, number, host);
         if command.valid() {
             let device = self.devices.entry(number, &mut gic.budget);
@@ -337,7 +327,6 @@ impl Its {
 
     fn mapc(&mut self, gic: &mut Gic, command: &Command) -> Result<usize, Failed> {
         let collection = self.collection(command)?;
-        self.generation += 1;
         if !command.valid() {
             if let Some(vcpu) = self.collections.get_mut(usize::from(collection)) {
                 *vcpu = 0;
@@ -380,7 +369,6 @@ impl Its {
             intid: intid.0,
             collection,
         };
-        self.generation += 1;
         lpi::load(gic, intid, host);
         Ok(0)
     }
@@ -396,7 +384,6 @@ impl Its {
         let event = self.event_mut(command)?;
         event.collection = collection;
         let intid = Intid(event.intid);
-        self.generation += 1;
         lpi::relocate(gic, intid, vcpu, host);
         Ok(0)
     }
@@ -408,7 +395,6 @@ impl Its {
         host: &mut impl Host,
     ) -> Result<usize, Failed> {
         let event = core::mem::take(self.event_mut(command)?);
-        self.generation += 1;
         lpi::clear(gic, Intid(event.intid), host);
         Ok(0)
     }
@@ -593,16 +579,10 @@ impl Command {
 }
 
 impl Vgic {
-    /// Translates a message: where it goes as long as [`Self::generation`] stays the same.
+    /// Translates a message.
     #[must_use]
     pub fn resolve(&self, device: u32, event: u32) -> Option<Target> {
         self.its.as_ref()?.resolve(device, event)
-    }
-
-    /// Returns a number that changes whenever a translation may have changed.
-    #[must_use]
-    pub fn generation(&self) -> u64 {
-        self.its.as_ref().map_or(0, |its| its.generation)
     }
 
     /// Makes pending what [`Self::resolve`] returned.

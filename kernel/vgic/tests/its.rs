@@ -86,19 +86,11 @@ fn resolve_tells_where_a_message_goes_and_when_that_changes() {
         (mapd(8, 5), None),
     ];
     for (command, target) in cases {
-        let generation = machine.vgic.generation();
         assert!(machine.command(*command), "{command:x?}");
-        assert_ne!(machine.vgic.generation(), generation, "{command:x?}");
         assert_eq!(machine.vgic.resolve(8, 3), *target, "{command:x?}");
     }
-    let generation = machine.vgic.generation();
     machine.command(mapti(8, 3, 8195, 1));
-    machine.command(sync(0));
-    machine.command(inv(8, 3));
-    machine.command(int(8, 3));
-    assert_eq!(machine.vgic.generation(), generation + 1, "only by MAPTI");
     machine.write(Frame::Its, 0, 4, 0);
-    assert_ne!(machine.vgic.generation(), generation + 1);
     assert_eq!(machine.vgic.resolve(8, 3), None, "the ITS is off");
 }
 
