@@ -44,7 +44,8 @@ pub trait Frames {
     /// Returns a frame of zeros for a table.
     fn allocate(&mut self) -> Option<Pa>;
 
-    /// Takes a table back. No walker can reach it any more.
+    /// Takes a table back. No walker can reach it any more, and it holds zeros, unless the whole tree is
+    /// destroyed.
     fn free(&mut self, table: Pa);
 
     /// Returns descriptor `index` of `table`.

@@ -289,12 +289,16 @@ impl Parts for Giving {
         let (slot, vendor) = (self.wish.slot, self.look.vendor);
         let assigned = Assigned::new(self.physical, self.index, &self.domain, slot, vendor)?;
         assigned.scrub(self.physical)?;
+        let bus = self.domain.pci.as_ref().ok_or(AssignError::NoBus)?;
+        bus.lock().set_aside(assigned.tables())?;
         self.assigned = Some(assigned);
         Ok(())
     }
 
     fn drop_model(&mut self) {
-        self.assigned = None;
+        if let (Some(bus), Some(assigned)) = (&self.domain.pci, self.assigned.take()) {
+            bus.lock().give_back(assigned.tables());
+        }
     }
 
     fn allocate_vectors(&mut self) -> Result<(), AssignError> {

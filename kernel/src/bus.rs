@@ -4,6 +4,7 @@
 //! device, or a route in the ITS.
 
 use crate::domain::Domain;
+use crate::memory::TableFrames;
 use crate::mmio::Mmio;
 use crate::passthrough::{AssignError, Assigned};
 use crate::physical::{self, Messages, Resetting};
@@ -11,6 +12,7 @@ use crate::shadow::{Pages, View};
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering};
+use kernel::tables::Reserve;
 use kernel::{fallible, layout};
 use pci::Progress;
 use vpci::{
@@ -62,6 +64,8 @@ pub(crate) struct Bus {
     is_gone: bool,
     /// What the guest reads of it without EL2.
     pages: Pages,
+    /// Tables for BARs that are not mapped.
+    tables: Reserve,
 }
 
 /// Who answers an access that EL2 does not.
@@ -120,6 +124,7 @@ impl Bus {
             functions: Vec::new(),
             is_gone: false,
             pages: Pages::new()?,
+            tables: Reserve::new(),
         })
     }
 
@@ -479,13 +484,13 @@ impl Bus {
                 Effect::MapBar { bar, range } => {
                     let decoder = Decoder::Bar { function: id, bar };
                     if let Ok(Claimed::Granted) = self.bus.memory.claim_or_wait(range, decoder) {
-                        assigned.map(domain, bar, range);
+                        assigned.map(domain, &mut self.tables, bar, range);
                     }
                 }
                 Effect::UnmapBar { bar, range } => {
                     let decoder = Decoder::Bar { function: id, bar };
                     if matches!(self.bus.memory.release(range, decoder), Released::Granted) {
-                        assigned.unmap(domain, bar, range);
+                        assigned.unmap(domain, &mut self.tables, bar, range);
                         self.map_ready(domain);
                     }
                 }
@@ -503,7 +508,7 @@ impl Bus {
             if let Decoder::Bar { function, bar } = decoder
                 && let Some(Some(assigned)) = self.functions.get_mut(function)
             {
-                assigned.map(domain, bar, range);
+                assigned.map(domain, &mut self.tables, bar, range);
             }
         }
     }
@@ -557,6 +562,18 @@ impl Bus {
         // There may be a stub from now on, and the port above has a link.
         self.refresh(domain, slot);
         Ok(id)
+    }
+
+    /// Sets tables aside for a function that is about to come, so that its BARs can be mapped whenever the
+    /// guest enables them.
+    pub(crate) fn set_aside(&mut self, tables: usize) -> Result<(), AssignError> {
+        let added = self.tables.add(&mut TableFrames::for_pcpus(), tables);
+        added.map_err(|_| AssignError::NoMemory)
+    }
+
+    /// Gives those of a function back, of which nothing is mapped.
+    pub(crate) fn give_back(&mut self, tables: usize) {
+        self.tables.remove(&mut TableFrames::for_pcpus(), tables);
     }
 
     /// Gives up a slot that was kept.
@@ -635,6 +652,7 @@ impl Bus {
         self.bus.remove(slot);
         self.tell_siblings(slot);
         assigned.silence(domain);
+        self.give_back(assigned.tables());
         self.refresh(domain, slot);
         Some(assigned)
     }
@@ -696,6 +714,12 @@ impl Bus {
                 assigned.silence(domain);
             }
         }
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        self.tables.clear(&mut TableFrames::for_pcpus());
     }
 }
 

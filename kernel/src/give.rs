@@ -7,8 +7,9 @@
 //!   Reset     it is as at power-on, disabled
 //!   Listen    what it sends is refused and counted:      refused
 //!             it sends nothing
-//!   Model     what the guest is to see of it; what a
-//!             reset keeps of the last owner's is zero
+//!   Model     what the guest is to see of it, and tables forgotten
+//!             for its BARs; what a reset keeps of the
+//!             last owner's is zero
 //!   Vectors   LPIs for its messages                      freed
 //!   Attach    it reaches the domain's memory             refused
 //!   Pin       its interrupt pin is wired up              taken off

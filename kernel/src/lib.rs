@@ -18,6 +18,7 @@ pub mod rescue;
 pub mod rtc;
 pub mod steps;
 pub mod streams;
+pub mod tables;
 pub mod uart;
 pub mod wired;
 

@@ -9,6 +9,7 @@ use crate::physical::Resetting;
 use abi::Status;
 use arch::address::Ipa;
 use core::fmt;
+use kernel::tables::Reserve;
 use vpci::{BarIndex, BusError, BusRange, ConfigAccess, Effect, Sbdf, Steadiness, Upstream};
 
 /// There is none.
@@ -66,6 +67,10 @@ impl AssignError {
 
 impl Assigned {
     pub(crate) fn index(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn tables(&self) -> usize {
         match *self {}
     }
 
@@ -129,11 +134,11 @@ impl Assigned {
         match *self {}
     }
 
-    pub(crate) fn map(&self, _domain: &Domain, _bar: BarIndex, _range: BusRange) {
+    pub(crate) fn map(&self, _: &Domain, _: &mut Reserve, _: BarIndex, _: BusRange) {
         match *self {}
     }
 
-    pub(crate) fn unmap(&self, _domain: &Domain, _bar: BarIndex, _range: BusRange) {
+    pub(crate) fn unmap(&self, _: &Domain, _: &mut Reserve, _: BarIndex, _: BusRange) {
         match *self {}
     }
 

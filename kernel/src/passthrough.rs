@@ -11,6 +11,7 @@ use arch::mmio::{Bus as _, Foreign};
 use arch::table::{Access, Stage2};
 use core::fmt;
 use kernel::intx::{self, Wiring};
+use kernel::tables::{self, Reserve};
 use kernel::{fallible, layout};
 use pci::{ClaimError, ResetError};
 use vpci::{
@@ -54,6 +55,8 @@ pub(crate) struct Assigned {
     model: Model,
     /// The parts of its BARs that are not mapped for the guest: where, and their registers.
     trapped: Vec<(u64, Foreign)>,
+    /// How many tables it takes to map all of its BARs.
+    tables: usize,
     vectors: Option<Vectors>,
     /// It is to be taken back as soon as it is in no reset that the domain asked for.
     recalled: bool,
@@ -263,11 +266,17 @@ impl Assigned {
         let config_space = pci::Function::new(&physical.config, device.sbdf);
         let model = vpci::Function::new(config_space, &setup).map_err(AssignError::Build)?;
         let trapped = map_trapped(&model).map_err(|_| AssignError::NoMemory)?;
+        let tables = model
+            .bars()
+            .map(|bar| tables::needed(model.pages(bar.index)));
+        let tables = tables.fold(0_u64, u64::saturating_add);
+        let tables = usize::try_from(tables).map_err(|_| AssignError::NoMemory)?;
         let assigned = Self {
             slot,
             index,
             model,
             trapped,
+            tables,
             vectors: None,
             recalled: false,
             pin: None,
@@ -351,6 +360,11 @@ impl Assigned {
     /// Returns its place in the machine's hierarchy.
     pub(crate) fn index(&self) -> usize {
         self.index
+    }
+
+    /// Returns how many tables it takes to map all of its BARs, wherever the guest puts them.
+    pub(crate) fn tables(&self) -> usize {
+        self.tables
     }
 
     /// Returns whether it is in a reset that the domain asked for.
@@ -608,8 +622,15 @@ impl Assigned {
         }
     }
 
-    /// Maps what the guest may reach of a BAR. A ROM decodes from now on.
-    pub(crate) fn map(&self, domain: &Domain, bar: BarIndex, range: BusRange) {
+    /// Maps what the guest may reach of a BAR, with tables that are set aside for it. A ROM decodes from now
+    /// on.
+    pub(crate) fn map(
+        &self,
+        domain: &Domain,
+        tables: &mut Reserve,
+        bar: BarIndex,
+        range: BusRange,
+    ) {
         let access = match bar {
             BarIndex::ROM => Access::ROM,
             _ => Access::REGISTERS,
@@ -624,9 +645,11 @@ impl Assigned {
         for pages in self.model.pages(bar) {
             let ipa = Ipa::new(range.start().get() + pages.offset);
             let pa = Pa::new(pages.host);
-            let frames = &mut TableFrames::for_pcpus();
-            if let Err(error) = stage2.map(frames, ipa, pa, pages.size, access) {
-                // What is not mapped reads ones; the guest's driver finds a device that is gone.
+            let mut frames = TableFrames::for_pcpus();
+            let lent = &mut tables.lend(&mut frames);
+            if let Err(error) = stage2.map(lent, ipa, pa, pages.size, access) {
+                // Not for want of tables: it is beyond what they can lead to. What is not mapped reads
+                // ones; the guest's driver finds a device that is gone.
                 error!(
                     "domain {}: {} {bar} is not mapped: {error:?}",
                     domain.name(),
@@ -637,21 +660,35 @@ impl Assigned {
     }
 
     /// Unmaps what `map` mapped.
-    pub(crate) fn unmap(&self, domain: &Domain, bar: BarIndex, range: BusRange) {
+    pub(crate) fn unmap(
+        &self,
+        domain: &Domain,
+        tables: &mut Reserve,
+        bar: BarIndex,
+        range: BusRange,
+    ) {
         if let Some(stage2) = domain.stage2.lock().as_mut() {
-            self.unmap_pages(stage2, domain, bar, range);
+            self.unmap_pages(stage2, domain, tables, bar, range);
         }
         if bar == BarIndex::ROM {
             self.set_rom(0);
         }
     }
 
-    fn unmap_pages(&self, stage2: &mut Stage2, domain: &Domain, bar: BarIndex, range: BusRange) {
+    fn unmap_pages(
+        &self,
+        stage2: &mut Stage2,
+        domain: &Domain,
+        tables: &mut Reserve,
+        bar: BarIndex,
+        range: BusRange,
+    ) {
         for pages in self.model.pages(bar) {
             let ipa = Ipa::new(range.start().get() + pages.offset);
-            let frames = &mut TableFrames::for_pcpus();
+            let mut frames = TableFrames::for_pcpus();
             let tlb = physical::cpu_tlb(domain);
-            if let Err(error) = stage2.unmap(frames, &tlb, ipa, pages.size) {
+            let lent = &mut tables.lend(&mut frames);
+            if let Err(error) = stage2.unmap(lent, &tlb, ipa, pages.size) {
                 // Only splitting a block needs memory, and what `map` mapped is unmapped whole.
                 panic!("{} {bar} stays mapped: {error:?}", self.slot);
             }

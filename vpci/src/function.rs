@@ -599,7 +599,7 @@ impl<P: PhysicalConfig> Function<P> {
 
     /// Returns the parts of a BAR that may be mapped into the guest: whole pages without anything of
     /// MSI-X in them. Accesses to the rest trap; see [`Function::read_bar`].
-    pub fn pages(&self, bar: BarIndex) -> impl Iterator<Item = Pages> + use<P> {
+    pub fn pages(&self, bar: BarIndex) -> impl Iterator<Item = Pages> + Clone + use<P> {
         let info = self.bar(bar).filter(BarInfo::is_mappable);
         let (host, size) = info.map_or((0, 0), |info| (info.host, info.size));
         let layout = self.msix.as_ref().map(|msix| msix.layout);
