@@ -47,9 +47,8 @@ pub fn main(platform: &'static Platform) {
         };
         let sbdf = Sbdf::from(name);
         let mapped = smccc::ioreq_map(server.id, name, RANGE, BYTES, abi::MapFlags::NONE);
-        println!("silent: {sbdf} has come: {mapped:?}, {}", memory(server));
         let ticket = take(server, &mut client);
-        println!("silent: {sbdf} is asked");
+        println!("silent: {sbdf} is asked: {mapped:?}, {}", memory(server));
         while smccc::ioreq_function(server.id, None) == Ok(name) {
             pause();
         }
