@@ -223,13 +223,17 @@ impl Uart {
         value
     }
 
-    /// Moves what waits behind the FIFO into it. Nothing follows at once then, as in `receive`.
+    /// Moves what waits behind the FIFO into it. Nothing follows at once then, as in `receive`. Memory for what
+    /// waits is kept as long as something does.
     fn refill(&mut self) {
         while self.received.len() < self.depth()
             && let Some(character) = self.backlog.pop_front()
         {
             self.received.push_back(character);
             self.ris |= INT_RT;
+        }
+        if self.backlog.is_empty() {
+            self.backlog = VecDeque::new();
         }
     }
 
@@ -343,6 +347,7 @@ mod tests {
             read.push(uart.read(offset::DR).to_le_bytes()[0]);
         }
         assert_eq!(read, pasted);
+        assert_eq!(uart.backlog.capacity(), 0, "what nothing waits in");
     }
 
     #[test]
