@@ -1,7 +1,7 @@
 //! A guest that aims the DMA of its functions at everything that is not its own.
 //!
 //! First an NVMe does so on purpose: its completions, its submissions and its data are put all over the
-//! machine's memory and devices, until it is cut off. Then config space, BARs and MSI-X tables of all
+//! machine's memory and devices, until it is cut off; a network controller's packets, too. Then config space, BARs and MSI-X tables of all
 //! functions are written at random, while they master the bus; and then by two vCPUs at once. Between,
 //! the NVMe is reset, and has to reach this domain's memory as it should.
 //!
@@ -75,6 +75,7 @@ pub fn main(platform: &'static Platform) {
             hostile.works()?;
             hostile.aim();
             hostile.works()?;
+            hostile.send()?;
             hostile.transfer()?;
             hostile.storm()?;
             hostile.hammer()?;
@@ -142,8 +143,9 @@ struct Target {
     places: Vec<usize>,
     /// Where the capability is that it can be reset by.
     reset: Option<usize>,
-    /// Message Control of MSI-X.
+    /// Message Control of MSI-X, and its table in a BAR.
     message_control: Option<usize>,
+    table: Option<Window>,
 }
 
 impl Target {
@@ -199,11 +201,20 @@ impl Target {
         }
         places.extend((0x100..0x108).step_by(4));
         let config = function.config;
+        let msix = function.capability(MSIX);
+        // Message Control, and Table Offset and BIR (7.7.2.2, 7.7.2.3).
+        let table = msix.and_then(|at| {
+            let place = config.read32(at + 4) as usize;
+            let vectors = usize::from(config.read16(at + 2) & 0x7ff) + 1;
+            let (_, bar) = bars.iter().find(|(index, _)| *index == place & 7)?;
+            Some(bar.part(place & !7, 16 * vectors))
+        });
         let express = function.capability(EXPRESS);
         let resets = |at: &usize| config.read32(at + DEVICE_CAPABILITIES) & HAS_FUNCTION_RESET != 0;
         Self {
             reset: express.filter(resets),
-            message_control: function.capability(MSIX).map(|at| at + 2),
+            message_control: msix.map(|at| at + 2),
+            table,
             function,
             port,
             bars,
@@ -372,6 +383,30 @@ impl Hostile {
         );
     }
 
+    /// Has the network controller read its ring of packets to send from each of the places.
+    fn send(&mut self) -> Result<(), &'static str> {
+        let is_network = |target: &&Target| target.function.id() == E1000E;
+        let target = self.targets.iter().find(is_network);
+        let target = target.ok_or("no network controller")?;
+        let (_, registers) = target.bars.first().ok_or("no BAR")?;
+        for _ in 0..16 {
+            let [low, high] = pci::halves(self.elsewhere() & !0xf);
+            for (register, value) in [
+                (TCTL, 0),
+                (TDBAL, low),
+                (TDBAH, high),
+                (TDLEN, 0x80),
+                (TDH, 0),
+                (TCTL, TCTL_ENABLE),
+                (TDT, 1),
+            ] {
+                registers.write32(register, value);
+            }
+        }
+        println!("hostile-dma: sent nothing");
+        Ok(())
+    }
+
     /// Has the NVMe fetch commands and post completions. Returns whether it says that it has, or that it
     /// could not.
     fn fetch_and_complete(&mut self, submissions: u64, completions: u64) -> Option<bool> {
@@ -464,7 +499,7 @@ impl Hostile {
 
     /// Writes to config space, BARs and MSI-X tables at random.
     fn hammer(&mut self) -> Result<(), &'static str> {
-        const ROUNDS: usize = 10;
+        const ROUNDS: usize = 8;
         const WRITES: usize = 1000;
         for _ in 0..ROUNDS {
             self.targets.iter().for_each(Target::revive);
@@ -492,7 +527,7 @@ impl Hostile {
 
     /// Does the same by two vCPUs at once.
     fn race(&mut self) -> Result<(), &'static str> {
-        const RESETS: usize = 3;
+        const RESETS: usize = 2;
         const WRITES: usize = 5000;
         let other = platform::get().cpus.get(1).copied().ok_or("no vCPU 1")?;
         let before = WRITTEN.load(Ordering::Relaxed);
@@ -504,7 +539,7 @@ impl Hostile {
         PHASE.store(MEDDLE, Ordering::Release);
         for round in 0..WRITES {
             meddle(self.targets, &mut self.random, 64);
-            if round % 500 == 0 {
+            if round % 1000 == 0 {
                 self.targets.iter().for_each(Target::revive);
             }
         }
@@ -595,18 +630,39 @@ fn meddle(targets: &[Target], random: &mut Random, resets: usize) {
     }
     let _ = config.probe_write(offset, width, value);
     let _ = config.probe_read(random.below(0xff8), width);
-    let (_, registers) = &target.bars[random.below(target.bars.len())];
+    let (_, registers) = target.bars[random.below(target.bars.len())];
+    let registers = match target.table {
+        Some(table) if random.below(4) == 0 => table,
+        _ => registers,
+    };
     let offset = random.below(registers.len() - 7);
     let offset = match random.below(8) {
         0 => offset,
         1..4 => offset & 0xff8,
         _ => offset & !7,
     };
-    let [low, high] = pci::halves(random.interesting()).map(|half| foreign(half.into()));
+    // An address of 64 bits may be written in two halves.
+    let [low, high] = match random.below(4) {
+        0 => pci::halves(MSI_TARGET),
+        1 => pci::halves(DOORBELL | 0x40),
+        _ => pci::halves(random.interesting()),
+    };
+    let [low, high] = [low, high].map(|half| foreign(half.into()));
     let _ = registers.probe_write(offset, width, high << 32 | low);
     let _ = registers.probe_read(offset, width);
     WRITTEN.fetch_add(2, Ordering::Relaxed);
 }
+
+/// Device ID and vendor ID of the 82574L network controller, and its registers (Intel 82574 GbE Controller
+/// Family Datasheet, 10.2.6): the ring of packets to send, and that it is used.
+const E1000E: u32 = 0x10d3_8086;
+const TCTL: usize = 0x0400;
+const TCTL_ENABLE: u32 = 1 << 1;
+const TDBAL: usize = 0x3800;
+const TDBAH: usize = 0x3804;
+const TDLEN: usize = 0x3808;
+const TDH: usize = 0x3810;
+const TDT: usize = 0x3818;
 
 /// GITS_TRANSLATER of this domain's ITS.
 const MSI_TARGET: u64 = 0x0809_0040;
