@@ -246,11 +246,32 @@ continue_on_stack:
 
 // An exit of a guest. While a guest runs, SP_EL2 is the address of its vCPU's Frame, so the registers
 // go straight to where they belong, and the pCPU's stack is found there too.
-.macro from_guest number
+.macro leave_guest
     .balign 0x80
     stp     x0, x1, [sp, #0]
-    mov     x1, #\number
-    b       leave_guest
+    store_registers
+    mrs     x2, elr_el2
+    mrs     x3, spsr_el2
+    stp     x30, x2, [sp, #240]
+    ldr     x4, [sp, #FRAME_HOST_SP]
+    str     x3, [sp, #FRAME_SPSR]
+    mov     x0, sp
+    mov     sp, x4
+    mov     x29, xzr
+.endm
+.macro sync_from_guest
+    leave_guest
+    mrs     x1, esr_el2                 // once: an abort that EL2 contains leaves its own there
+    adr     x2, isthmus_synchronous
+    ubfx    x3, x1, #26, #6             // EC
+    ldr     x2, [x2, x3, lsl #3]
+    blr     x2
+    b       enter_guest
+.endm
+.macro from_guest handler
+    leave_guest
+    bl      \handler
+    b       enter_guest
 .endm
 
 .balign 0x800
@@ -263,34 +284,18 @@ vectors:
     from_el2 5
     from_el2 6
     serror_from_el2
-    from_guest 0
-    from_guest 1
-    from_guest 2
-    from_guest 3
-    from_guest 0
-    from_guest 1
-    from_guest 2
-    from_guest 3
-
-leave_guest:
-    store_registers
-    mrs     x2, elr_el2
-    mrs     x3, spsr_el2
-    stp     x30, x2, [sp, #240]
-    ldr     x4, [sp, #FRAME_HOST_SP]
-    str     x3, [sp, #FRAME_SPSR]
-    mov     x0, sp
-    mov     sp, x4
-    mov     x29, xzr
-    bl      isthmus_exit
+.rept 2
+    sync_from_guest
+    from_guest isthmus_interrupt
+    from_guest isthmus_interrupt
+    from_guest isthmus_serror
+.endr
 
 // Enters the guest whose Frame is x0.
 .global enter_guest
 enter_guest:
-    mov     x1, sp
     mov     sp, x0
     ldp     x2, x3, [sp, #FRAME_ELR]
-    str     x1, [sp, #FRAME_HOST_SP]
     msr     elr_el2, x2
     msr     spsr_el2, x3
     load_registers

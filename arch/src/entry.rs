@@ -1,5 +1,6 @@
 //! The ways into EL2 and out of it. The code is in `entry.S`; the kernel supplies `isthmus_early`,
-//! `isthmus_main`, `isthmus_secondary`, `isthmus_exit`, `isthmus_abort` and `isthmus_fault`.
+//! `isthmus_main` and `isthmus_secondary`; for what a guest exits with `isthmus_synchronous`, a table of functions,
+//! `isthmus_interrupt` and `isthmus_serror`; for what EL2 itself takes `isthmus_abort` and `isthmus_fault`.
 
 use crate::frame::Frame;
 use core::mem::offset_of;
@@ -107,13 +108,13 @@ pub fn take_serror() {
     unsafe { consume_serror() };
 }
 
-/// Runs the guest of `frame` until its next exit, which arrives in `isthmus_exit`.
+/// Runs the guest of `frame` until its next exit, which arrives in one of `isthmus_synchronous`, `isthmus_interrupt`
+/// and `isthmus_serror`.
 ///
 /// # Safety
 ///
 /// `frame` belongs to a vCPU whose other registers are loaded on this pCPU, nothing else refers to
-/// it, and it lives until that vCPU is no longer loaded. What is on this stack is abandoned at the
-/// next exit only if the caller never returns: this is the last thing that a pCPU's start does.
+/// it, it has this pCPU's stack (`Frame::set_stack`), and it lives until that vCPU is no longer loaded.
 pub unsafe fn enter(frame: *mut Frame) -> ! {
     // SAFETY: as above.
     unsafe { enter_guest(frame) }

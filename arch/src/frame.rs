@@ -14,7 +14,7 @@ pub struct Frame {
     pub pc: u64,
     /// The guest's PSTATE (SPSR_EL2).
     pub pstate: u64,
-    /// The stack of the pCPU that runs it; set at each entry.
+    /// Top of the stack of the pCPU where the vCPU is loaded.
     host_sp: u64,
 }
 
@@ -48,6 +48,16 @@ impl Frame {
             pstate: PSTATE_EL1H_MASKED,
             host_sp: 0,
         }
+    }
+
+    /// Says where exits find a stack.
+    ///
+    /// # Safety
+    ///
+    /// It is the top of the stack of the pCPU on which the vCPU runs from now on, and 16-byte aligned. What
+    /// is on that stack is abandoned at an exit.
+    pub const unsafe fn set_stack(&mut self, top: u64) {
+        self.host_sp = top;
     }
 
     /// Returns register `n` as an instruction names it: 31 is the zero register.

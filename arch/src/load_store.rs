@@ -331,12 +331,9 @@ impl LoadStore {
     /// Returns how one of its general-purpose registers is moved; `None` if it moves SIMD registers.
     pub fn access(&self, register: u8) -> Option<Access> {
         match self.bank {
-            Bank::General { sign_extend, wide } => Some(Access {
-                bytes: self.bytes,
-                rt: register,
-                sign_extend,
-                wide,
-            }),
+            Bank::General { sign_extend, wide } => {
+                Some(Access::new(self.bytes, register, sign_extend, wide))
+            }
             Bank::Simd => None,
         }
     }

@@ -1,36 +1,6 @@
-//! From `ESR_EL2` to what a guest did (Arm ARM D24.2.40).
+//! From `ESR_EL2` to what a guest did (Arm ARM D24.2.40). Its class says which of these is meant.
 
-/// A synchronous exit of a guest, decoded from its syndrome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// WFI or WFE.
-    Wait(Wait),
-    /// A use of FP or SIMD registers that CPTR_EL2 traps.
-    Simd,
-    /// A use of SVE, SME or pointer authentication: hidden from guests, so undefined.
-    Hidden,
-    /// HVC from AArch64 with this immediate.
-    Hypercall(u16),
-    /// SMC from AArch64 with this immediate.
-    Smc(u16),
-    /// MSR, MRS or a system instruction.
-    SysReg(SysReg),
-    /// An access that stage 2 does not allow.
-    DataAbort(DataAbort),
-    /// An instruction fetch that stage 2 does not allow.
-    InstructionAbort,
-    /// Whatever else, by its exception class.
-    Other(u8),
-}
-
-/// Which of the waiting instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// WFI, WFIT.
-    Interrupt,
-    /// WFE, WFET.
-    Event,
-}
+use core::fmt;
 
 /// A trapped access to a system register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,25 +13,66 @@ pub struct SysReg {
     pub read: bool,
 }
 
+impl SysReg {
+    /// Decodes the syndrome of a trapped MSR, MRS or system instruction.
+    pub const fn decode(esr: u64) -> Self {
+        Self {
+            register: (esr & 0x003f_fc1e) as u32,
+            rt: bits(esr, 5, 5),
+            read: bit(esr, 0),
+        }
+    }
+}
+
 /// The number that [`SysReg::register`] has for the encoding `op0`, `op1`, `CRn`, `CRm`, `op2`: the
 /// syndrome's own layout without direction and Rt.
 pub const fn register(op0: u32, op1: u32, crn: u32, crm: u32, op2: u32) -> u32 {
     op0 << 20 | op2 << 17 | op1 << 14 | crn << 10 | crm << 1
 }
 
-/// A data abort from a lower exception level.
+/// A data abort from a lower exception level: its syndrome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataAbort {
-    /// What was accessed how, when the syndrome says (ISV).
-    pub access: Option<Access>,
-    /// Whether it was a write (WnR); valid also without `access`.
-    pub write: bool,
-    /// A fault on a stage 1 table walk (S1PTW), not on the access itself.
-    pub table_walk: bool,
-    /// It was cache maintenance (CM), which moves no data.
-    pub maintenance: bool,
-    /// Why.
-    pub kind: AbortKind,
+pub struct DataAbort(u64);
+
+impl DataAbort {
+    /// Decodes the syndrome of a data abort.
+    pub const fn decode(esr: u64) -> Self {
+        Self(esr)
+    }
+
+    /// Returns what was accessed how, when the syndrome says (ISV).
+    pub const fn access(self) -> Option<Access> {
+        if bit(self.0, 24) {
+            Some(Access(self.0 & Access::FIELDS))
+        } else {
+            None
+        }
+    }
+
+    /// Returns whether it was a write (WnR); valid also without `access`.
+    pub const fn is_write(self) -> bool {
+        bit(self.0, 6)
+    }
+
+    /// Returns whether it was a fault on a stage 1 table walk (S1PTW), not on the access itself.
+    pub const fn is_table_walk(self) -> bool {
+        bit(self.0, 7)
+    }
+
+    /// Returns whether it was cache maintenance (CM), which moves no data.
+    pub const fn is_maintenance(self) -> bool {
+        bit(self.0, 8)
+    }
+
+    /// Returns why.
+    pub const fn kind(self) -> AbortKind {
+        match bits(self.0, 0, 6) {
+            0x04..=0x07 => AbortKind::Translation,
+            0x0c..=0x0f => AbortKind::Permission,
+            0x10 | 0x14..=0x17 => AbortKind::External,
+            code => AbortKind::Other(code),
+        }
+    }
 }
 
 /// Why a data abort was taken to EL2 (DFSC).
@@ -77,29 +88,41 @@ pub enum AbortKind {
     Other(u8),
 }
 
-/// A load or store of one general-purpose register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
-    /// Width in bytes: 1, 2, 4 or 8.
-    pub bytes: u8,
-    /// The register: 31 is the zero register.
-    pub rt: u8,
-    /// Whether a load extends the sign.
-    pub sign_extend: bool,
-    /// Whether a load's destination is 64 bits wide.
-    pub wide: bool,
-}
+/// A load or store of one general-purpose register, as the syndrome of a data abort describes it: SAS in
+/// 23:22, SSE in 21, SRT in 20:16, SF in 15.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Access(u64);
 
 impl Access {
+    const FIELDS: u64 = 0x1ff << 15;
+
+    /// Makes the access of a register (31 is the zero register) with 1, 2, 4 or 8 bytes. A load may extend
+    /// the sign, and may have a destination of 64 bits.
+    pub const fn new(bytes: u8, register: u8, sign_extend: bool, wide: bool) -> Self {
+        let size = bytes.trailing_zeros() as u64 & 3;
+        let register = register as u64 & 31;
+        Self(size << 22 | (sign_extend as u64) << 21 | register << 16 | (wide as u64) << 15)
+    }
+
+    /// Returns the width in bytes: 1, 2, 4 or 8.
+    pub const fn bytes(self) -> u64 {
+        1 << (self.0 >> 22 & 3)
+    }
+
+    /// Returns the register: 31 is the zero register.
+    pub const fn register(self) -> u8 {
+        bits(self.0, 16, 5)
+    }
+
     /// Returns what the register becomes when the load gives `value`.
-    pub const fn extend(&self, value: u64) -> u64 {
-        let unused = 64 - 8 * self.bytes as u32;
-        let value = if self.sign_extend {
+    pub const fn extend(self, value: u64) -> u64 {
+        let unused = self.unused();
+        let value = if bit(self.0, 21) {
             ((value << unused).cast_signed() >> unused).cast_unsigned()
         } else {
             value << unused >> unused
         };
-        if self.wide {
+        if bit(self.0, 15) {
             value
         } else {
             value & 0xffff_ffff
@@ -107,9 +130,25 @@ impl Access {
     }
 
     /// Returns the bits of a stored register that the access writes.
-    pub const fn truncate(&self, value: u64) -> u64 {
-        let unused = 64 - 8 * self.bytes as u32;
-        value << unused >> unused
+    pub const fn truncate(self, value: u64) -> u64 {
+        value << self.unused() >> self.unused()
+    }
+
+    /// Returns how many bits of a register of 64 the access does not cover.
+    const fn unused(self) -> u64 {
+        // At most 56.
+        (64 - 8 * self.bytes()) & 63
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (bytes, register) = (self.bytes(), self.register());
+        let (sign_extend, wide) = (bit(self.0, 21), bit(self.0, 15));
+        write!(
+            f,
+            "{bytes} bytes, x{register}, sign_extend {sign_extend}, wide {wide}"
+        )
     }
 }
 
@@ -121,61 +160,19 @@ const fn bits(value: u64, from: u32, count: u32) -> u8 {
     ((value >> from) & ((1 << count) - 1)) as u8
 }
 
-const fn immediate(esr: u64) -> u16 {
-    (esr & 0xffff) as u16
-}
-
-const fn register_number(esr: u64) -> u32 {
-    (esr & 0x003f_fc1e) as u32
-}
-
 const fn bit(value: u64, at: u32) -> bool {
     value >> at & 1 != 0
 }
 
-/// Decodes a syndrome.
-#[rustfmt::skip]
-pub const fn decode(esr: u64) -> Exit {
-    match bits(esr, 26, 6) {
-        0x01 => Exit::Wait(if bit(esr, 0) { Wait::Event } else { Wait::Interrupt }),
-        0x07 => Exit::Simd,
-        0x08 | 0x09 | 0x19 | 0x1c | 0x1d => Exit::Hidden,
-        0x16 => Exit::Hypercall(immediate(esr)),
-        0x17 => Exit::Smc(immediate(esr)),
-        0x18 => Exit::SysReg(SysReg {
-            register: register_number(esr),
-            rt: bits(esr, 5, 5),
-            read: bit(esr, 0),
-        }),
-        0x20 => Exit::InstructionAbort,
-        0x24 => Exit::DataAbort(data_abort(esr)),
-        class => Exit::Other(class),
-    }
+/// Returns the immediate of an HVC or SMC, from its syndrome.
+pub const fn immediate(esr: u64) -> u16 {
+    (esr & 0xffff) as u16
 }
 
-const fn data_abort(esr: u64) -> DataAbort {
-    let access = if bit(esr, 24) {
-        Some(Access {
-            bytes: 1 << bits(esr, 22, 2),
-            rt: bits(esr, 16, 5),
-            sign_extend: bit(esr, 21),
-            wide: bit(esr, 15),
-        })
-    } else {
-        None
-    };
-    DataAbort {
-        access,
-        write: bit(esr, 6),
-        table_walk: bit(esr, 7),
-        maintenance: bit(esr, 8),
-        kind: match bits(esr, 0, 6) {
-            0x04..=0x07 => AbortKind::Translation,
-            0x0c..=0x0f => AbortKind::Permission,
-            0x10 | 0x14..=0x17 => AbortKind::External,
-            code => AbortKind::Other(code),
-        },
-    }
+/// Returns whether a trapped wait was for an event (WFE, WFET), from its syndrome; else it was for an
+/// interrupt.
+pub const fn is_for_event(esr: u64) -> bool {
+    bit(esr, 0)
 }
 
 /// Returns the IPA of a stage 2 translation fault, from `HPFAR_EL2` and `FAR_EL2` (Arm ARM
@@ -210,12 +207,7 @@ mod tests {
     use super::*;
 
     fn load(bytes: u8, rt: u8, sign_extend: bool, wide: bool) -> Option<Access> {
-        Some(Access {
-            bytes,
-            rt,
-            sign_extend,
-            wide,
-        })
+        Some(Access::new(bytes, rt, sign_extend, wide))
     }
 
     /// Syndromes as QEMU's cores give them, for accesses to an address that stage 2 does not map.
@@ -234,31 +226,22 @@ mod tests {
             (0x9200_0045, None, true),                      // stp, or writeback
         ];
         for (esr, access, write) in cases {
-            let expected = DataAbort {
-                access, write, table_walk: false, maintenance: false, kind: AbortKind::Translation,
-            };
-            assert_eq!(decode(esr), Exit::DataAbort(expected), "{esr:#x}");
+            let abort = DataAbort::decode(esr);
+            assert_eq!((abort.access(), abort.is_write()), (access, write), "{esr:#x}");
+            assert_eq!(abort.kind(), AbortKind::Translation, "{esr:#x}");
+            assert!(!abort.is_table_walk() && !abort.is_maintenance(), "{esr:#x}");
         }
     }
 
     #[test]
     #[rustfmt::skip]
-    fn every_class_is_decoded() {
-        let cases = [
-            (0x07e0_0000, Exit::Wait(Wait::Interrupt)),
-            (0x07e0_0001, Exit::Wait(Wait::Event)),
-            (0x5e00_0000, Exit::Smc(0)),
-            (0x5a00_0012, Exit::Hypercall(0x12)),
-            (0x8200_0005, Exit::InstructionAbort),
-            // mrs x2, id_aa64pfr0_el1 (op0 3, op1 0, CRn 0, CRm 4, op2 0)
-            (0x18 << 26 | 1 << 25 | 3 << 20 | 2 << 5 | 4 << 1 | 1,
-                Exit::SysReg(SysReg { register: register(3, 0, 0, 4, 0), rt: 2, read: true })),
-            (0x1fe0_0000, Exit::Simd),
-            (0x6600_0000, Exit::Hidden),
-            (0xbe00_0000, Exit::Other(0x2f)),
-        ];
-        for (esr, exit) in cases {
-            assert_eq!(decode(esr), exit, "{esr:#x}");
+    fn instructions_that_trap_are_decoded() {
+        assert_eq!([0x07e0_0000, 0x07e0_0001].map(is_for_event), [false, true]); // wfi, wfe
+        assert_eq!([0x5e00_0000, 0x5a00_0012].map(immediate), [0, 0x12]); // smc #0, hvc #0x12
+        // mrs x2, id_aa64pfr0_el1 (op0 3, op1 0, CRn 0, CRm 4, op2 0), and msr
+        for (esr, read) in [(0x6230_0049, true), (0x6230_0048, false)] {
+            let access = SysReg { register: register(3, 0, 0, 4, 0), rt: 2, read };
+            assert_eq!(SysReg::decode(esr), access, "{esr:#x}");
         }
     }
 

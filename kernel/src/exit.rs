@@ -1,11 +1,12 @@
 //! Why a guest stopped, and how it goes on.
 
+use crate::domain::Domain;
 use crate::pcpu::{self, Pcpu, Running};
-use crate::vcpu::{State, request};
+use crate::vcpu::{State, Vcpu, request};
 use crate::{irq, lifecycle, mmio, sched, smccc, sysreg as trapped};
 use arch::context::Simd;
 use arch::frame::Frame;
-use arch::syndrome::{self, Exit, Wait};
+use arch::syndrome::{self, DataAbort, SysReg};
 use arch::{asm, sysreg};
 use core::sync::atomic::Ordering;
 
@@ -69,60 +70,99 @@ pub(crate) enum Exception {
     InstructionAbort(u64),
 }
 
-/// What the vector was for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    Synchronous,
-    Interrupt,
-    SystemError,
-}
+/// Handles a synchronous exit with this syndrome, and returns the frame to enter.
+type Handler = extern "C" fn(*mut Frame, esr: u64) -> *mut Frame;
 
-/// Handles an exit, and returns the frame to enter.
-#[unsafe(no_mangle)]
-extern "C" fn isthmus_exit(_frame: *mut Frame, vector: u64) -> *mut Frame {
-    let cpu = pcpu::this();
-    let cause = match vector {
-        0 => Cause::Synchronous,
-        1 | 2 => Cause::Interrupt,
-        _ => Cause::SystemError,
+/// Makes a table of handlers by exception class. Each is a function of its own, which saves and restores no
+/// more registers than it needs.
+macro_rules! by_class {
+    (_ => $rest:expr, $($class:literal => $handler:expr,)*) => {{
+        by_class!(@entry rest, $rest);
+        let mut table: [Handler; 64] = [rest; 64];
+        $({
+            by_class!(@entry entry, $handler);
+            table[$class] = entry;
+        })*
+        table
+    }};
+    (@entry $name:ident, $handler:expr) => {
+        extern "C" fn $name(frame: *mut Frame, esr: u64) -> *mut Frame {
+            handle(frame, esr, $handler)
+        }
     };
-    handle(cpu, cause)
 }
 
+/// The handlers of synchronous exits, by exception class (ESR_EL2.EC, D24.2.40).
+#[unsafe(no_mangle)]
+#[rustfmt::skip]
+static isthmus_synchronous: [Handler; 64] = by_class! {
+    // Also SVE, SME and pointer authentication, which are hidden from guests.
+    _    => |_, _| Next::Inject(Exception::Undefined),
+    0x01 => wait,
+    0x07 => |running, _| use_simd(running),
+    0x16 => |running, esr| smccc::handle(running, syndrome::immediate(esr)),
+    0x17 => |running, _| smccc::smc(running),
+    0x18 => |running, esr| trapped::handle(running, SysReg::decode(esr)),
+    0x20 => |_, _| Next::Inject(Exception::InstructionAbort(sysreg::read!("far_el2"))),
+    0x24 => |running, esr| mmio::data_abort(running, DataAbort::decode(esr)),
+};
+
+/// Handles interrupts, and returns the frame to enter.
+#[unsafe(no_mangle)]
+extern "C" fn isthmus_interrupt(frame: *mut Frame) -> *mut Frame {
+    let (cpu, domain, vcpu) = exited(frame);
+    irq::handle(cpu);
+    leave(cpu, domain, vcpu)
+}
+
+/// Handles a system error, and returns the frame to enter.
+#[unsafe(no_mangle)]
+extern "C" fn isthmus_serror(frame: *mut Frame) -> *mut Frame {
+    handle(frame, 0, |running, _| {
+        lifecycle::serror(&running.reference());
+        Next::Resume
+    })
+}
+
+/// Returns who has exited where.
 #[inline(always)]
-fn handle(cpu: &'static Pcpu, cause: Cause) -> *mut Frame {
-    // SAFETY: on this pCPU. A vCPU stays loaded, and so its domain alive, until the scheduler
-    // changes that, which happens after the last use of these references.
-    let (domain, vcpu) = unsafe {
+fn exited<'a>(frame: *mut Frame) -> (&'static Pcpu, &'a Domain, &'a Vcpu) {
+    let cpu = pcpu::this();
+    // SAFETY: on this pCPU. The frame is the loaded vCPU's, which stays loaded, and so its domain alive,
+    // until the scheduler changes that, which happens after the last use of these references.
+    unsafe {
         let loaded = cpu.local().loaded.as_ref().expect("a guest was running");
         let domain = &*alloc::sync::Arc::as_ptr(&loaded.domain);
-        (domain, &domain.vcpus[loaded.index])
-    };
-    if cause == Cause::Interrupt {
-        irq::handle(cpu);
-    } else {
-        // SAFETY: the vCPU is loaded on this pCPU, and there is one exit at a time.
-        let state = unsafe { &mut *vcpu.state() };
-        let mut running = Running {
-            cpu,
-            domain,
-            vcpu,
-            state,
-        };
-        // Read once: an abort that EL2 contains meanwhile leaves its own there.
-        let esr = sysreg::read!("esr_el2");
-        let next = if cause == Cause::Synchronous {
-            synchronous(&mut running, esr)
-        } else {
-            lifecycle::serror(&running.reference());
-            Next::Resume
-        };
-        match next {
-            Next::Skip => running.state.frame.skip_exited(esr),
-            Next::Resume => {}
-            Next::Inject(exception) => inject(&mut running.state.frame, exception, esr),
-        }
+        (cpu, domain, Vcpu::of(frame))
     }
+}
+
+/// Handles an exit with this syndrome by `handler`, and returns the frame to enter.
+#[inline(always)]
+fn handle(
+    frame: *mut Frame,
+    esr: u64,
+    handler: impl FnOnce(&mut Running<'_>, u64) -> Next,
+) -> *mut Frame {
+    let (cpu, domain, vcpu) = exited(frame);
+    let mut running = Running {
+        cpu,
+        domain,
+        vcpu,
+        // SAFETY: the vCPU is loaded on this pCPU, and there is one exit at a time.
+        state: unsafe { &mut *vcpu.state() },
+    };
+    match handler(&mut running, esr) {
+        Next::Skip => running.state.frame.skip_exited(esr),
+        Next::Resume => {}
+        Next::Inject(exception) => inject(&mut running.state.frame, exception, esr),
+    }
+    leave(cpu, domain, vcpu)
+}
+
+/// Returns the frame to enter after an exit: the one that exited, unless something else comes first.
+#[inline(always)]
+fn leave(cpu: &'static Pcpu, domain: &Domain, vcpu: &Vcpu) -> *mut Frame {
     // Relaxed: set by this pCPU, or by who then interrupts it.
     let requests = vcpu.requests.load(Ordering::Relaxed);
     if cpu.resched.load(Ordering::Relaxed) || requests & !request::INTERRUPTS != 0 {
@@ -135,26 +175,11 @@ fn handle(cpu: &'static Pcpu, cause: Cause) -> *mut Frame {
     unsafe { &raw mut (*vcpu.state()).frame }
 }
 
-/// Handles a synchronous exit.
-#[inline(always)]
-#[rustfmt::skip]
-fn synchronous(running: &mut Running<'_>, esr: u64) -> Next {
-    match syndrome::decode(esr) {
-        Exit::Hypercall(immediate)  => smccc::handle(running, immediate),
-        Exit::DataAbort(abort)      => mmio::data_abort(running, abort),
-        Exit::SysReg(access)        => trapped::handle(running, access),
-        Exit::Wait(Wait::Interrupt) => wait_for_interrupt(running, esr),
-        Exit::Wait(Wait::Event)     => Next::Skip,
-        Exit::Simd                  => use_simd(running),
-        Exit::Smc(_)                => smccc::smc(running),
-        Exit::InstructionAbort      => Next::Inject(Exception::InstructionAbort(sysreg::read!("far_el2"))),
-        Exit::Hidden                => Next::Inject(Exception::Undefined),
-        Exit::Other(_)              => Next::Inject(Exception::Undefined),
+/// WFI: the vCPU waits until it has an interrupt, masked or not (D1.6.2). WFE: it need not wait.
+fn wait(running: &mut Running<'_>, esr: u64) -> Next {
+    if syndrome::is_for_event(esr) {
+        return Next::Skip;
     }
-}
-
-/// WFI: the vCPU waits until it has an interrupt, masked or not (D1.6.2).
-fn wait_for_interrupt(running: &mut Running<'_>, esr: u64) -> Next {
     running.state.frame.skip_exited(esr);
     sched::block(running);
     if running

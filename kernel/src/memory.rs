@@ -373,9 +373,14 @@ impl Iterator for Steps {
     }
 }
 
+/// Returns the top of the stack of pCPU `number`.
+pub(crate) fn stack_top(number: usize) -> u64 {
+    STACKS + (number as u64 + 1) * 2 * STACK_SIZE
+}
+
 /// Makes the stack of pCPU `number`, with nothing mapped below it, and returns its top.
 pub(crate) fn make_stack(number: usize) -> Result<u64, &'static str> {
-    let bottom = STACKS + number as u64 * 2 * STACK_SIZE + STACK_SIZE;
+    let bottom = stack_top(number) - STACK_SIZE;
     let run = allocate_run(STACK_SIZE, PAGE_SIZE).ok_or("there is no memory for a stack")?;
     with_tables(|tables| {
         tables.map(
@@ -388,7 +393,7 @@ pub(crate) fn make_stack(number: usize) -> Result<u64, &'static str> {
         )
     })
     .map_err(|_| "a stack cannot be mapped")?;
-    Ok(bottom + STACK_SIZE)
+    Ok(stack_top(number))
 }
 
 /// Takes a frame and zeroes it.

@@ -38,43 +38,43 @@ pub(crate) struct Mmio {
 impl Mmio {
     /// Returns the width in bytes.
     pub(crate) fn bytes(&self) -> u64 {
-        u64::from(self.access.bytes)
+        self.access.bytes()
     }
 }
 
 /// Handles a data abort.
 pub(crate) fn data_abort(running: &mut Running<'_>, abort: DataAbort) -> Next {
     let far = sysreg::read!("far_el2");
-    let ipa = match abort.kind {
+    let ipa = match abort.kind() {
         // HPFAR_EL2 is valid for a translation fault, whether the syndrome is or not (D24.2.58).
-        AbortKind::Translation if !abort.table_walk => {
+        AbortKind::Translation if !abort.is_table_walk() => {
             fault_address(sysreg::read!("hpfar_el2"), far)
         }
-        AbortKind::Permission if !abort.table_walk && !abort.maintenance => {
-            match without_right(running, abort.write, far) {
+        AbortKind::Permission if !abort.is_table_walk() && !abort.is_maintenance() => {
+            match without_right(running, abort.is_write(), far) {
                 Ok(ipa) => ipa,
                 Err(next) => return next,
             }
         }
         // What the guest may only read is nothing for it to invalidate.
-        AbortKind::Permission if !abort.table_walk => return Next::Skip,
+        AbortKind::Permission if !abort.is_table_walk() => return Next::Skip,
         // A table walk, or the memory system's own no: HPFAR_EL2 need not say where, and nothing that
         // EL2 emulates is reached that way.
         _ => return refuse(running, far),
     };
     // Loads and stores with writeback or of pairs, atomics, SIMD: no syndrome says what they are.
-    let Some(access) = abort.access else {
-        return match abort.maintenance {
+    let Some(access) = abort.access() else {
+        return match abort.is_maintenance() {
             true => Next::Skip, // nothing of it is in a cache
-            false => replay::begin(running, abort.write, far, ipa),
+            false => replay::begin(running, abort.is_write(), far, ipa),
         };
     };
-    if !ipa.is_multiple_of(u64::from(access.bytes)) {
+    if !ipa.is_multiple_of(access.bytes()) {
         return refuse(running, far);
     }
     let store = abort
-        .write
-        .then(|| access.truncate(running.state.frame.register(access.rt)));
+        .is_write()
+        .then(|| access.truncate(running.state.frame.register(access.register())));
     let mmio = Mmio { ipa, access, store };
     route(running, mmio).unwrap_or_else(|| refuse(running, far))
 }
@@ -178,7 +178,7 @@ fn route(running: &mut Running<'_>, mmio: Mmio) -> Option<Next> {
 pub(crate) fn answer_load(running: &mut Running<'_>, mmio: Mmio, value: u64) -> Next {
     if mmio.store.is_none() {
         let access = mmio.access;
-        match running.state.frame.x.get_mut(usize::from(access.rt)) {
+        match running.state.frame.x.get_mut(usize::from(access.register())) {
             Some(register) => *register = access.extend(value),
             // The zero register. It also stands for what is more than a register.
             None => replay::loaded(running, value),
@@ -269,7 +269,7 @@ pub(crate) struct Config {
 #[inline(always)]
 fn config(running: &mut Running<'_>, bus: &Mutex<Bus>, mmio: Mmio) -> Option<Next> {
     let offset = mmio.ipa - layout::ECAM.start;
-    let (access, high) = if mmio.access.bytes == 8 {
+    let (access, high) = if mmio.bytes() == 8 {
         let (low, high) = vpci::ecam::decode_eight(0, offset)?;
         (low, Some(high))
     } else {

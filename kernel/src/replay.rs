@@ -195,12 +195,7 @@ impl Replay {
         let store = self.what.store;
         let mmio = Mmio {
             ipa: page | address & IN_PAGE,
-            access: Access {
-                bytes: self.what.part,
-                rt: 31,
-                sign_extend: false,
-                wide: true,
-            },
+            access: Access::new(self.what.part, 31, false, true),
             store: store.then(|| self.values.part(&self.what, self.done)),
         };
         Some((mmio, address))

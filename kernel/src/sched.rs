@@ -10,7 +10,7 @@
 use crate::machine::{self, Machine};
 use crate::pcpu::{self, Pcpu, Running};
 use crate::vcpu::{Activity, Run, VcpuRef, request};
-use crate::{exit, irq, lifecycle, physical};
+use crate::{exit, irq, lifecycle, memory, physical};
 use alloc::collections::{TryReserveError, VecDeque};
 use alloc::vec::Vec;
 use arch::context::Stage1;
@@ -419,6 +419,8 @@ fn load(cpu: &'static Pcpu, vcpu: VcpuRef) {
     vcpu.get().run.lock().last = cpu.number;
     // SAFETY: it is loaded on this pCPU (`next`), and nobody else refers to its registers.
     let state = unsafe { &mut *vcpu.get().state() };
+    // SAFETY: the stack that this pCPU was started with, or has moved to.
+    unsafe { state.frame.set_stack(memory::stack_top(cpu.number)) };
     let domain = &vcpu.domain;
     sysreg::write!("vttbr_el2", domain.vttbr());
     sysreg::write!("vmpidr_el2", vcpu.get().mpidr);

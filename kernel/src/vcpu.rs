@@ -10,6 +10,7 @@ use arch::context::{Debug, El1, Simd, Timers};
 use arch::frame::Frame;
 use arch::gic;
 use core::cell::UnsafeCell;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
 use spin::Mutex;
 
@@ -167,6 +168,17 @@ impl Vcpu {
     /// loaded nowhere. Who makes a reference of the pointer is one of the two.
     pub(crate) fn state(&self) -> *mut State {
         self.state.get()
+    }
+
+    /// Returns the vCPU that this frame belongs to.
+    ///
+    /// # Safety
+    ///
+    /// It is a vCPU's, which lives as long as the result is used.
+    pub(crate) unsafe fn of<'a>(frame: *const Frame) -> &'a Self {
+        let offset = offset_of!(Self, state) + offset_of!(State, frame);
+        // SAFETY: as above; an `UnsafeCell` is laid out as what it holds.
+        unsafe { &*frame.byte_sub(offset).cast() }
     }
 
     /// Asks for something before the guest is entered again. Who asks then sees to it that the

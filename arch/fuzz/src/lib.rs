@@ -156,6 +156,7 @@ fn check_values(what: &LoadStore, base: u64, index: u64) {
         );
     }
     if let Some(access) = what.access(what.first) {
-        assert_eq!((access.bytes, access.rt), (what.bytes, what.first));
+        let bytes = u64::from(what.bytes);
+        assert_eq!((access.bytes(), access.register()), (bytes, what.first));
     }
 }
