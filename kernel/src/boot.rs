@@ -375,6 +375,8 @@ fn uart_interrupt(tree: &Tree) -> Option<u32> {
 #[cold]
 fn init_pcpu(cpu: &'static Pcpu) {
     let machine = machine::get();
+    // SAFETY: on this pCPU; not held beyond the store.
+    unsafe { cpu.local().features = crate::sysreg::read_features() };
     {
         let mut redistributor = machine.redistributors[cpu.number].lock();
         or_give_up!(

@@ -2,6 +2,7 @@
 
 use crate::domain::Domain;
 use crate::sched::Queue;
+use crate::sysreg::Features;
 use crate::vcpu::{State, Vcpu, VcpuRef};
 use arch::sysreg;
 use core::cell::UnsafeCell;
@@ -42,6 +43,8 @@ pub(crate) struct Local {
     pub(crate) timer: Option<u64>,
     /// When to look again at devices that have more to say.
     pub(crate) devices: Option<u64>,
+    /// What it can do, as guests see it.
+    pub(crate) features: Features,
     /// Which vCPU of a domain was loaded last, for some of the domains (`comes_after_another`).
     ran: [Option<(u32, usize)>; RAN],
 }

@@ -39,7 +39,7 @@ const SRE_ONLY: u64 = 0b111;
 
 /// Handles a trapped access.
 pub(crate) fn handle(running: &mut Running<'_>, access: SysReg) -> Next {
-    if let Some(answer) = identification(access) {
+    if let Some(answer) = identification(running, access) {
         return read(running, access, answer);
     }
     match access.register {
@@ -197,33 +197,31 @@ fn read_or_ignore(running: &mut Running<'_>, access: SysReg, value: u64) -> Next
     Next::Skip
 }
 
-/// Returns what a feature register says to guests, or `None` if it is none (op0 3, op1 0, CRn 0,
-/// CRm 1 to 7).
-fn identification(access: SysReg) -> Option<u64> {
+/// What the feature registers of a pCPU say to guests (op0 3, op1 0, CRn 0): by CRm, from 1 to 7, and op2.
+pub(crate) type Features = [[u64; 8]; 7];
+
+/// Returns what a feature register says to guests, or `None` if it is none.
+fn identification(running: &Running<'_>, access: SysReg) -> Option<u64> {
     let group = register(3, 0, 0, 0, 0);
     if access.register & !register(0, 0, 0, 7, 7) != group {
         return None;
     }
-    let crm = access.register >> 1 & 7;
-    let op2 = access.register >> 17 & 7;
-    Some(features::shown(crm, op2, read_feature(crm, op2)?))
+    let crm = (access.register >> 1 & 7) as usize;
+    let op2 = (access.register >> 17 & 7) as usize;
+    // SAFETY: on this pCPU; a number is copied out.
+    let features = unsafe { &running.cpu.local().features };
+    Some(features.get(crm.wrapping_sub(1))?[op2])
 }
 
-/// Reads a feature register of this pCPU. Those that no version of the architecture has defined
-/// read zero.
-fn read_feature(crm: u32, op2: u32) -> Option<u64> {
+/// Reads the feature registers of this pCPU. Those that no version of the architecture has defined read
+/// zero.
+pub(crate) fn read_features() -> Features {
     macro_rules! all {
         ($($crm:literal)*) => {
-            match crm {
-                $($crm => Some(all!(@row $crm, 0 1 2 3 4 5 6 7)),)*
-                _ => None,
-            }
+            [$(all!(@row $crm, 0 1 2 3 4 5 6 7)),*]
         };
         (@row $crm:literal, $($op2:literal)*) => {
-            match op2 {
-                $($op2 => sysreg::read!(concat!("s3_0_c0_c", $crm, "_", $op2)),)*
-                _ => 0,
-            }
+            [$(features::shown($crm, $op2, sysreg::read!(concat!("s3_0_c0_c", $crm, "_", $op2)))),*]
         };
     }
     all!(1 2 3 4 5 6 7)
