@@ -21,6 +21,7 @@ use vpci::{Sbdf, Vendor};
 
 /// Handles a call. Nobody but the control domain learns anything by it.
 #[cold]
+#[inline(never)]
 pub(crate) fn handle(running: &mut Running<'_>, function: Function) -> Next {
     let [_, a, b, c, d, ..] = running.state.frame.x;
     let done = if !running.domain.config.control {

@@ -11,16 +11,12 @@ use abi::{Function, Status};
 #[inline]
 pub(crate) fn handle(running: &mut Running<'_>, id: u32) -> Next {
     let x = &mut running.state.frame.x;
-    let Ok(function) = Function::try_from(id) else {
-        x[0] = NOT_SUPPORTED;
-        return Next::Resume;
-    };
-    match function {
-        Function::Version => {
+    match Function::try_from(id) {
+        Ok(Function::Version) => {
             x[0] = Status::Ok.to_register();
             x[1] = abi::VERSION.to_register();
         }
-        Function::Features => {
+        Ok(Function::Features) => {
             let function = u32::try_from(x[1])
                 .ok()
                 .and_then(|id| Function::try_from(id).ok());
@@ -30,48 +26,48 @@ pub(crate) fn handle(running: &mut Running<'_>, id: u32) -> Next {
                 NOT_SUPPORTED
             };
         }
-        Function::CallCount => x[0] = Function::ALL.len() as u64,
-        Function::Uid => {
+        Ok(Function::CallCount) => x[0] = Function::ALL.len() as u64,
+        Ok(Function::Uid) => {
             for (register, word) in x.iter_mut().zip(abi::uid_registers()) {
                 *register = u64::from(word);
             }
         }
-        Function::Revision => {
+        Ok(Function::Revision) => {
             x[0] = u64::from(abi::VERSION.major);
             x[1] = u64::from(abi::VERSION.minor);
         }
-        Function::IoreqWait => servers::wait(running),
-        Function::IoreqComplete => {
+        Ok(Function::IoreqWait) => servers::wait(running),
+        Ok(Function::IoreqComplete) => {
             let done = servers::complete(running.domain, x[1], x[2]);
             answer(running, done);
         }
-        Function::IoreqFunction => {
+        Ok(Function::IoreqFunction) => {
             let done = servers::next_function(running.domain, x[1], x[2]);
             let done = done.map(|name| running.state.frame.x[1] = name);
             answer(running, done);
         }
-        Function::IoreqMap => answer(
+        Ok(Function::IoreqMap) => answer(
             running,
             servers::map(running.domain, &running.state.frame.x),
         ),
-        Function::IoreqUnmap => {
+        Ok(Function::IoreqUnmap) => {
             answer(
                 running,
                 servers::unmap(running.domain, &running.state.frame.x),
             );
         }
-        Function::IoreqMsi => answer(
+        Ok(Function::IoreqMsi) => answer(
             running,
             servers::msi(running.domain, &running.state.frame.x),
         ),
-        Function::DomainFind
-        | Function::DomainInfo
-        | Function::PciInfo
-        | Function::PciAssign
-        | Function::PciUnassign
-        | Function::PciEmulate
-            if is_built(function) =>
-        {
+        Ok(
+            function @ (Function::DomainFind
+            | Function::DomainInfo
+            | Function::PciInfo
+            | Function::PciAssign
+            | Function::PciUnassign
+            | Function::PciEmulate),
+        ) if is_built(function) => {
             return control::handle(running, function);
         }
         _ => x[0] = NOT_SUPPORTED,

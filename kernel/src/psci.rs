@@ -39,6 +39,7 @@ mod function {
 }
 
 /// Handles a call. The HVC has been carried out, so the guest goes on behind it.
+#[inline(never)]
 pub(crate) fn handle(running: &mut Running<'_>, function: u32) -> Next {
     let wide = function & WIDE != 0;
     let argument = |n: usize| {

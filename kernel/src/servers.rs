@@ -528,6 +528,7 @@ impl Leaving {
 }
 
 /// IOREQ_WAIT.
+#[inline(never)]
 pub(crate) fn wait(running: &mut Running<'_>) {
     let Some(events) = &running.domain.serving.events else {
         running.state.frame.x[0] = Status::NotFound.to_register();
@@ -586,6 +587,7 @@ pub(crate) fn wait(running: &mut Running<'_>) {
 }
 
 /// IOREQ_COMPLETE.
+#[inline(never)]
 pub(crate) fn complete(domain: &Domain, server: u64, slot: u64) -> Result<(), Status> {
     let link = domain.serving.link(server).ok_or(Status::NotFound)?;
     let slot = u32::try_from(slot).map_err(|_| Status::NotFound)?;
@@ -641,6 +643,7 @@ pub(crate) fn next_function(domain: &Domain, id: u64, after: u64) -> Result<u64,
 }
 
 /// IOREQ_MAP.
+#[inline(never)]
 pub(crate) fn map(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
     let [_, server, name, at, size, flags, ..] = *x;
     with_function(domain, [server, name], |link, _, sbdf, bus| {
@@ -661,6 +664,7 @@ pub(crate) fn map(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
 }
 
 /// IOREQ_UNMAP.
+#[inline(never)]
 pub(crate) fn unmap(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
     let [_, server, name, at, ..] = *x;
     with_function(domain, [server, name], |link, target, sbdf, bus| {
@@ -670,6 +674,7 @@ pub(crate) fn unmap(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
 }
 
 /// IOREQ_MSI.
+#[inline(never)]
 pub(crate) fn msi(domain: &Domain, x: &[u64; 31]) -> Result<(), Status> {
     let [_, id, name, address, data, ..] = *x;
     let (event, requester) = with_function(domain, [id, name], |_, _, sbdf, bus| {

@@ -59,6 +59,7 @@ pub(crate) fn smc(running: &mut Running<'_>) -> Next {
     Next::Skip
 }
 
+#[inline(never)]
 fn architecture(running: &mut Running<'_>, function: u32) {
     let x = &mut running.state.frame.x;
     #[expect(

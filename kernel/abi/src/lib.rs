@@ -100,20 +100,27 @@ macro_rules! functions {
     ($($(#[doc = $doc:literal])+ $name:ident = $id:literal,)+) => {
         /// A hypercall, by the function id that w0 holds.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u32)]
         #[non_exhaustive]
         pub enum Function {
-            $($(#[doc = $doc])+ $name = $id,)+
+            $($(#[doc = $doc])+ $name,)+
         }
 
         impl Function {
             /// All functions that this version of the interface has.
             pub const ALL: &[Function] = &[$(Function::$name,)+];
+
+            /// Returns the function id, as w0 holds it.
+            pub const fn id(self) -> u32 {
+                match self {
+                    $(Function::$name => $id,)+
+                }
+            }
         }
 
         impl TryFrom<u32> for Function {
             type Error = UnknownFunction;
 
+            #[inline(always)]
             fn try_from(id: u32) -> Result<Self, UnknownFunction> {
                 match id {
                     $($id => Ok(Function::$name),)+
@@ -162,11 +169,6 @@ functions! {
 }
 
 impl Function {
-    /// Returns the function id, as w0 holds it.
-    pub const fn id(self) -> u32 {
-        self as u32
-    }
-
     /// Says whether `id` is of the vendor-specific hypervisor service, implemented or not.
     pub const fn is_ours(id: u32) -> bool {
         id & 0xbf00_0000 == 0x8600_0000
