@@ -197,6 +197,21 @@ maintenance! {
     clean_to_pou, "cvau"
 }
 
+/// Cleans the line that holds `at` to the point of coherency.
+///
+/// Complete when it returns.
+#[inline(always)]
+pub fn clean_line_to_poc(at: *const u8) {
+    #[cfg(target_os = "none")]
+    // SAFETY: cleaning loses nothing of what was written; the address is translated as a load would be.
+    unsafe {
+        core::arch::asm!("dc cvac, {}", in(reg) at, options(nostack));
+    }
+    #[cfg(not(target_os = "none"))]
+    let _ = at;
+    dsb_sy();
+}
+
 /// Zeroes `start..start + len`, both multiples of 4 KiB, a block of DC ZVA at a time.
 ///
 /// # Safety

@@ -16,8 +16,8 @@ use kernel::tables::Reserve;
 use kernel::{fallible, layout};
 use pci::Progress;
 use vpci::{
-    BusAddress, BusError, BusRange, Claimed, ConfigAccess, Decoder, Effect, Emulated, Owner,
-    PortChange, Released, Sbdf,
+    BusAddress, BusError, BusRange, Change, Claimed, ConfigAccess, Decoder, Effect, Emulated,
+    Owner, PortChange, Released, Sbdf,
 };
 
 /// Ranges that a device model may have claimed for one function: its BARs, and doorbells in them.
@@ -89,6 +89,17 @@ pub(crate) enum Answer {
     Resetting(Scope, Vec<Resetting>),
     /// The access is to be made again: what it is for is in a reset.
     Again,
+}
+
+/// What became of a config request at first sight.
+#[derive(Clone, Copy)]
+pub(crate) enum Quick {
+    /// It is done; a load gets this.
+    Done(u64),
+    /// A passed-through function was written, whose version was this, and there are effects.
+    Effects(u64),
+    /// It is not one to a passed-through function.
+    Other,
 }
 
 /// What a guest resets.
@@ -190,106 +201,115 @@ impl Bus {
         }
     }
 
-    /// Says where a config access goes if a device model answers it.
-    pub(crate) fn elsewhere(&self, access: ConfigAccess) -> Option<Elsewhere> {
-        match self.bus.route(access.sbdf()) {
-            Some(Owner::Ioreq(server)) => Some(Elsewhere {
-                server,
-                sbdf: self.bus.name(access.sbdf())?,
-                posted: false,
-            }),
-            _ => None,
+    /// Makes a config request, as far as what drivers do most goes: reads of passed-through functions, and
+    /// writes that change a value and nothing else. The rest is for [`Bus::config_rest`].
+    #[inline(always)]
+    pub(crate) fn config(&mut self, access: ConfigAccess, store: Option<u64>) -> Quick {
+        let Some(Owner::Vpci(id)) = self.bus.route(access.sbdf()) else {
+            return Quick::Other;
+        };
+        let Some(Some(function)) = self.functions.get_mut(id) else {
+            return Quick::Other;
+        };
+        let Some(value) = store else {
+            return Quick::Done(function.config_read(access).into());
+        };
+        if function.is_resetting() || function.is_recalled() {
+            return Quick::Other;
+        }
+        let before = function.version();
+        match function.config_write(access, low_half(value)) {
+            Change::None => {}
+            Change::Value(value) => self.pages.set(id, access.offset().dword(), value),
+            Change::Effects => return Quick::Effects(before.into()),
+        }
+        Quick::Done(0)
+    }
+
+    /// Completes a config request.
+    #[inline(never)]
+    pub(crate) fn config_rest(
+        &mut self,
+        domain: &Domain,
+        access: ConfigAccess,
+        store: Option<u64>,
+        quick: Quick,
+    ) -> Answer {
+        let nothing = Answer::Done(access.size().mask().into());
+        let in_reset = |id: usize| {
+            let function = self.functions.get(id).and_then(Option::as_ref);
+            function.is_some_and(|function| function.is_resetting() || function.is_recalled())
+        };
+        match (self.bus.route(access.sbdf()), quick, store) {
+            (_, Quick::Done(value), _) => Answer::Done(value),
+            (Some(owner), Quick::Other, Some(_)) if self.bus.must_wait(owner, in_reset) => {
+                Answer::Again
+            }
+            (Some(Owner::Vpci(id)), Quick::Effects(before), _) => {
+                self.after_write(domain, id, access, low_half(before))
+            }
+            (None | Some(Owner::Vpci(_)), ..) | (Some(Owner::Stub), _, Some(_)) => nothing,
+            (Some(Owner::Ioreq(server)), ..) => match self.bus.name(access.sbdf()) {
+                Some(sbdf) => Answer::Elsewhere(Elsewhere {
+                    server,
+                    sbdf,
+                    posted: false,
+                }),
+                None => nothing,
+            },
+            (Some(Owner::HostBridge), _, None) => Answer::Done(self.bridge.read(access).into()),
+            (Some(Owner::HostBridge), _, Some(value)) => {
+                self.bridge.write(access, low_half(value));
+                self.with_pages(domain, |pages, view| pages.show(view, access.sbdf()));
+                nothing
+            }
+            (Some(Owner::Stub), _, None) => Answer::Done(self.stub.read(access).into()),
+            (Some(Owner::Port(bus)), _, None) => {
+                Answer::Done(self.bus.read_port(bus, access).into())
+            }
+            (Some(Owner::Port(bus)), _, Some(value)) => {
+                let change = self.bus.write_port(bus, access, low_half(value));
+                self.with_pages(domain, |pages, view| pages.show(view, access.sbdf()));
+                match change {
+                    PortChange::None => nothing,
+                    PortChange::Forwarding => {
+                        self.change_port(domain, bus);
+                        nothing
+                    }
+                    PortChange::Reset => {
+                        let resets = self.reset_bus(domain, bus);
+                        Answer::Resetting(Scope::Bus(bus), resets)
+                    }
+                }
+            }
         }
     }
 
-    /// Answers a config read; `None` if a device model does.
-    #[inline]
-    pub(crate) fn config_read(&self, access: ConfigAccess) -> Option<u32> {
-        Some(match self.bus.route(access.sbdf()) {
-            None => access.size().mask(),
-            Some(Owner::Vpci(id)) => match self.functions.get(id) {
-                Some(Some(function)) => function.config_read(access),
-                _ => access.size().mask(),
-            },
-            Some(Owner::HostBridge) => self.bridge.read(access),
-            Some(Owner::Stub) => self.stub.read(access),
-            Some(Owner::Port(bus)) => self.bus.read_port(bus, access),
-            Some(Owner::Ioreq(_)) => return None,
-        })
+    /// Does what follows from a config write to a passed-through function, whose version was `before`. Its page
+    /// shows it once all is done.
+    fn after_write(
+        &mut self,
+        domain: &Domain,
+        id: usize,
+        access: ConfigAccess,
+        before: u32,
+    ) -> Answer {
+        let version = |bus: &Self| Some(bus.functions.get(id)?.as_ref()?.version());
+        let changes = version(self).map_or(0, |now| now.wrapping_sub(before));
+        let reset = self.carry_out(domain, id);
+        if changes != 0 {
+            let dword = (changes == 1).then(|| access.offset().dword());
+            self.with_pages(domain, |pages, view| pages.changed(view, id, dword));
+        }
+        match reset {
+            Some(reset) => Answer::Resetting(Scope::Function(id), only(reset)),
+            None => Answer::Done(0),
+        }
     }
 
     /// Returns what the guest gets where a device model answered `value`.
     pub(crate) fn config_answer(&self, access: ConfigAccess, value: u32) -> u32 {
         self.bus.with_multi_function(access, value)
-    }
-
-    /// Carries out a config write.
-    pub(crate) fn config_write(
-        &mut self,
-        domain: &Domain,
-        access: ConfigAccess,
-        value: u32,
-    ) -> Answer {
-        let in_reset = |id: usize| {
-            let function = self.functions.get(id).and_then(Option::as_ref);
-            function.is_some_and(|function| function.is_resetting() || function.is_recalled())
-        };
-        match self.bus.route(access.sbdf()) {
-            None | Some(Owner::Stub) => {}
-            Some(owner) if self.bus.must_wait(owner, in_reset) => return Answer::Again,
-            Some(Owner::HostBridge) => {
-                self.bridge.write(access, value);
-                self.with_pages(domain, |pages, view| pages.show(view, access.sbdf()));
-            }
-            Some(Owner::Vpci(id)) => {
-                if let Some(reset) = self.write_function(domain, id, access, value) {
-                    return Answer::Resetting(Scope::Function(id), only(reset));
-                }
-            }
-            Some(Owner::Port(bus)) => {
-                let change = self.bus.write_port(bus, access, value);
-                self.with_pages(domain, |pages, view| pages.show(view, access.sbdf()));
-                match change {
-                    PortChange::None => {}
-                    PortChange::Forwarding => self.change_port(domain, bus),
-                    PortChange::Reset => {
-                        let resets = self.reset_bus(domain, bus);
-                        return Answer::Resetting(Scope::Bus(bus), resets);
-                    }
-                }
-            }
-            Some(Owner::Ioreq(_)) => {
-                if let Some(elsewhere) = self.elsewhere(access) {
-                    return Answer::Elsewhere(elsewhere);
-                }
-            }
-        }
-        Answer::Done(0)
-    }
-
-    /// Carries out a config write to a passed-through function. Its page shows it once everything is done
-    /// that follows from it. Returns the reset that the guest asked for.
-    fn write_function(
-        &mut self,
-        domain: &Domain,
-        id: usize,
-        access: ConfigAccess,
-        value: u32,
-    ) -> Option<Resetting> {
-        let function = self.functions.get_mut(id)?.as_mut()?;
-        let before = function.version();
-        let has_effects = function.config_write(access, value);
-        let changes = function.version().wrapping_sub(before);
-        let reset = if has_effects {
-            self.carry_out(domain, id)
-        } else {
-            None
-        };
-        if changes != 0 {
-            let dword = (changes == 1).then(|| access.offset().dword());
-            self.with_pages(domain, |pages, view| pages.changed(view, id, dword));
-        }
-        reset
     }
 
     /// Carries out an access in one of the bridge's windows that stage 2 does not let through.
@@ -748,6 +768,12 @@ fn only(reset: Resetting) -> Vec<Resetting> {
         error!("a function is not reset: there is no memory to note it");
         Vec::new()
     })
+}
+
+/// Returns what a config request stores, which has four bytes at most.
+#[expect(clippy::cast_possible_truncation, reason = "see above")]
+const fn low_half(value: u64) -> u32 {
+    value as u32
 }
 
 /// Keeps the name of what takes messages in one place.

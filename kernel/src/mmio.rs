@@ -1,7 +1,7 @@
 //! Accesses that stage 2 does not let through: to a device that EL2 emulates, or to nothing.
 
 use crate::assign::Operation;
-use crate::bus::{self, Answer, Bus, Elsewhere, Scope};
+use crate::bus::{self, Answer, Bus, Elsewhere, Quick, Scope};
 use crate::domain::Domain;
 use crate::exit::{Exception, Next};
 use crate::memory::TableFrames;
@@ -175,10 +175,16 @@ fn route(running: &mut Running<'_>, mmio: Mmio) -> Option<Next> {
 }
 
 /// Completes an access: a load gets `value`, a store is done.
+#[inline(always)]
 pub(crate) fn answer_load(running: &mut Running<'_>, mmio: Mmio, value: u64) -> Next {
     if mmio.store.is_none() {
         let access = mmio.access;
-        match running.state.frame.x.get_mut(usize::from(access.register())) {
+        match running
+            .state
+            .frame
+            .x
+            .get_mut(usize::from(access.register()))
+        {
             Some(register) => *register = access.extend(value),
             // The zero register. It also stands for what is more than a register.
             None => replay::loaded(running, value),
@@ -262,64 +268,74 @@ pub(crate) struct Config {
     access: ConfigAccess,
     /// The second request, and the answer to the first.
     high: Option<ConfigAccess>,
-    low: Option<u32>,
+    low: Option<u64>,
+}
+
+impl Config {
+    /// Returns what the next request stores, if it does.
+    fn stored(&self) -> Option<u64> {
+        let shift = if self.low.is_some() { 32 } else { 0 };
+        let mask = u64::from(self.access.size().mask());
+        self.mmio.store.map(|value| value >> shift & mask)
+    }
 }
 
 /// Answers an access in the ECAM window.
 #[inline(always)]
 fn config(running: &mut Running<'_>, bus: &Mutex<Bus>, mmio: Mmio) -> Option<Next> {
     let offset = mmio.ipa - layout::ECAM.start;
-    let (access, high) = if mmio.bytes() == 8 {
-        let (low, high) = vpci::ecam::decode_eight(0, offset)?;
-        (low, Some(high))
-    } else {
-        let access = vpci::ecam::decode(0, offset, mmio.bytes())?;
-        if mmio.store.is_none() {
-            // What drivers do most, and what EL2 answers by itself.
-            let answer = bus.lock().config_read(access);
-            if let Some(value) = answer {
-                return Some(answer_load(running, mmio, value.into()));
-            }
+    if mmio.bytes() == 8 {
+        let (access, high) = vpci::ecam::decode_eight(0, offset)?;
+        let config = Config {
+            mmio,
+            access,
+            high: Some(high),
+            low: None,
+        };
+        return Some(config_step(running, bus, &config));
+    }
+    let access = vpci::ecam::decode(0, offset, mmio.bytes())?;
+    let answer = {
+        let mut bus = bus.lock();
+        match bus.config(access, mmio.store) {
+            Quick::Done(value) => return Some(answer_load(running, mmio, value)),
+            quick => bus.config_rest(running.domain, access, mmio.store, quick),
         }
-        (access, None)
     };
     let config = Config {
         mmio,
         access,
-        high,
+        high: None,
         low: None,
     };
-    Some(config_step(running, bus, config))
+    Some(config_answer(running, bus, &config, answer))
 }
 
-/// Makes the next request of a config access.
-fn config_step(running: &mut Running<'_>, bus: &Mutex<Bus>, config: Config) -> Next {
-    let Config { mmio, access, .. } = config;
-    let shift = if config.low.is_some() { 32 } else { 0 };
-    let mask = u64::from(access.size().mask());
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "masked to the width of the request"
-    )]
-    let store = mmio.store.map(|value| (value >> shift & mask) as u32);
-    let answer = match store {
-        None => {
-            let bus = bus.lock();
-            let elsewhere = bus.elsewhere(access).map(Answer::Elsewhere);
-            elsewhere.unwrap_or_else(|| {
-                let value = bus.config_read(access);
-                Answer::Done(value.unwrap_or(access.size().mask()).into())
-            })
-        }
-        Some(value) => bus.lock().config_write(running.domain, access, value),
+/// Makes the next request of a config access of eight bytes.
+#[cold]
+fn config_step(running: &mut Running<'_>, bus: &Mutex<Bus>, config: &Config) -> Next {
+    let (access, store) = (config.access, config.stored());
+    let answer = {
+        let mut bus = bus.lock();
+        let quick = bus.config(access, store);
+        bus.config_rest(running.domain, access, store, quick)
     };
+    config_answer(running, bus, config, answer)
+}
+
+/// Goes on with the answer to one request of a config access.
+#[inline(never)]
+fn config_answer(
+    running: &mut Running<'_>,
+    bus: &Mutex<Bus>,
+    config: &Config,
+    answer: Answer,
+) -> Next {
+    let access = config.access;
     match answer {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a config read has four bytes at most"
-        )]
-        Answer::Done(value) => config_done(running, bus, config, value as u32),
+        Answer::Done(value) => config_done(running, bus, config, value),
         Answer::Elsewhere(to) => {
+            let store = config.stored();
             let request = Request {
                 kind: if store.is_some() {
                     Kind::ConfigWrite
@@ -329,38 +345,33 @@ fn config_step(running: &mut Running<'_>, bus: &Mutex<Bus>, config: Config) -> N
                 width: width(u64::from(access.size().bytes())),
                 sbdf: to.sbdf,
                 address: access.offset().get().into(),
-                data: store.unwrap_or(0).into(),
+                data: store.unwrap_or(0),
             };
             match servers::send(running, to, request) {
-                Sent::Asked(asked) => wait(running, Pending::Config(config, asked)),
+                Sent::Asked(asked) => wait(running, Pending::Config(*config, asked)),
                 Sent::Posted => config_done(running, bus, config, 0),
                 Sent::Busy => wait(running, Pending::Again),
-                #[expect(clippy::cast_possible_truncation, reason = "of the request's width")]
-                Sent::Unanswered(value) => config_done(running, bus, config, value as u32),
+                Sent::Unanswered(value) => config_done(running, bus, config, value),
             }
         }
-        Answer::Resetting(scope, resets) => reset(running, bus, config, scope, resets),
+        Answer::Resetting(scope, resets) => reset(running, bus, *config, scope, resets),
         Answer::Again => try_again(running),
     }
 }
 
 /// Goes on after one request of a config access.
-fn config_done(running: &mut Running<'_>, bus: &Mutex<Bus>, config: Config, value: u32) -> Next {
+fn config_done(running: &mut Running<'_>, bus: &Mutex<Bus>, config: &Config, value: u64) -> Next {
     match (config.high, config.low) {
         (Some(access), None) => {
             let config = Config {
                 access,
                 low: Some(value),
-                ..config
+                ..*config
             };
-            config_step(running, bus, config)
+            config_step(running, bus, &config)
         }
-        (_, Some(low)) => answer_load(
-            running,
-            config.mmio,
-            u64::from(value) << 32 | u64::from(low),
-        ),
-        (None, None) => answer_load(running, config.mmio, value.into()),
+        (_, Some(low)) => answer_load(running, config.mmio, value << 32 | low),
+        (None, None) => answer_load(running, config.mmio, value),
     }
 }
 
@@ -432,7 +443,7 @@ fn reset(
     }
     bus.lock().after_reset_of(running.domain, scope);
     match scope {
-        Scope::Function(_) => config_done(running, bus, config, 0),
+        Scope::Function(_) => config_done(running, bus, &config, 0),
         Scope::Bus(below) => bus_reset(running, bus, config, below, None),
     }
 }
@@ -451,7 +462,7 @@ fn bus_reset(
         let Some((sbdf, server)) = pci.next_emulated(below, after) else {
             pci.end_reset(below);
             drop(pci);
-            return config_done(running, bus, config, 0);
+            return config_done(running, bus, &config, 0);
         };
         drop(pci);
         let to = Elsewhere {
@@ -531,7 +542,7 @@ pub(crate) fn answer(running: &mut Running<'_>) {
             };
             #[expect(clippy::cast_possible_truncation, reason = "of the request's width")]
             let value = bus.lock().config_answer(config.access, value as u32);
-            config_done(running, bus, config, value)
+            config_done(running, bus, &config, value.into())
         }
         Pending::DomainReset(asked, rest) => {
             if let Some(Err(asked)) = asked.map(|asked| taken(running, asked)) {

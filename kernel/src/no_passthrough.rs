@@ -10,7 +10,9 @@ use abi::Status;
 use arch::address::Ipa;
 use core::fmt;
 use kernel::tables::Reserve;
-use vpci::{BarIndex, BusError, BusRange, ConfigAccess, Effect, Sbdf, Steadiness, Upstream};
+use vpci::{
+    BarIndex, BusError, BusRange, Change, ConfigAccess, Effect, Sbdf, Steadiness, Upstream,
+};
 
 /// There is none.
 pub(crate) enum Assigned {}
@@ -98,7 +100,7 @@ impl Assigned {
         match *self {}
     }
 
-    pub(crate) fn config_write(&mut self, _access: ConfigAccess, _value: u32) -> bool {
+    pub(crate) fn config_write(&mut self, _access: ConfigAccess, _value: u32) -> Change {
         match *self {}
     }
 

@@ -398,9 +398,9 @@ impl Assigned {
         self.model.read(access)
     }
 
-    /// Takes a config write, and returns whether there are effects.
-    pub(crate) fn config_write(&mut self, access: ConfigAccess, value: u32) -> bool {
-        self.model.write(access, value) == Change::Effects
+    /// Takes a config write.
+    pub(crate) fn config_write(&mut self, access: ConfigAccess, value: u32) -> Change {
+        self.model.write(access, value)
     }
 
     /// Returns a number that is another one after each change of what a guest reads; see

@@ -89,7 +89,7 @@ impl Page {
     /// Changes one dword; guests see it when it returns.
     fn set(&self, index: usize, value: u32) {
         self.store(index, value);
-        asm::clean_to_poc(self.pointer(index).cast(), 4);
+        asm::clean_line_to_poc(self.pointer(index).cast());
     }
 
     /// Changes the first `count` dwords.
@@ -204,7 +204,17 @@ impl Pages {
         self.frames.show(view, place, view.bus.route(place));
     }
 
-    /// Shows what has changed of a passed-through function: one dword, or more.
+    /// Shows a dword that has changed of a passed-through function, which is as steady as it was.
+    #[inline]
+    pub(crate) fn set(&self, id: usize, dword: usize, value: u32) {
+        if let Some(Some(own)) = self.frames.functions.get(id)
+            && own.steadiness != Steadiness::Live
+        {
+            own.page.set(dword, value);
+        }
+    }
+
+    /// Shows what has changed of a passed-through function, and for how long: one dword, or more.
     #[inline]
     pub(crate) fn changed(&mut self, view: &View<'_>, id: usize, dword: Option<usize>) {
         let (Some(_), Some(assigned)) = (self.frames.ones, view.function(id)) else {

@@ -38,11 +38,7 @@ impl Size {
     /// absent function gives.
     #[must_use]
     pub const fn mask(self) -> u32 {
-        match self {
-            Self::One => 0xff,
-            Self::Two => 0xffff,
-            Self::Four => 0xffff_ffff,
-        }
+        u32::MAX.wrapping_shr(32_u32.wrapping_sub(self as u32 * 8))
     }
 }
 

@@ -62,11 +62,6 @@ impl BarIndex {
     pub fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT).map(Self)
     }
-
-    /// Returns all BARs, and the expansion ROM.
-    pub(crate) fn all_and_rom() -> impl Iterator<Item = Self> {
-        (0..=Self::COUNT).map(Self)
-    }
 }
 
 impl fmt::Display for BarIndex {
@@ -223,8 +218,7 @@ mod tests {
         assert_eq!(BarIndex::all().count(), 6);
         assert_eq!(BarIndex::new(5).unwrap().to_string(), "BAR5");
         assert_eq!(BarIndex::ROM.to_string(), "ROM");
-        assert_eq!(BarIndex::all_and_rom().last(), Some(BarIndex::ROM));
-        let dwords = BarIndex::all_and_rom().map(BarIndex::dword);
+        let dwords = BarIndex::all().chain([BarIndex::ROM]).map(BarIndex::dword);
         assert!(dwords.eq([4, 5, 6, 7, 8, 9, 12]));
         assert_eq!(std::format!("{:?}", BarIndex::new(0)), "Some(BAR0)");
     }

@@ -188,7 +188,7 @@ impl<V: Copy + Eq> Bus<V> {
 
     /// Returns who answers for `sbdf`, by the number that its bus has now; `None` if nobody does, and
     /// reads give all ones.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn route(&self, sbdf: Sbdf) -> Option<Owner<V>> {
         let reach = self.reach(sbdf)?;

@@ -134,6 +134,8 @@ impl core::error::Error for BuildError {}
 pub enum Change {
     /// Nothing.
     None,
+    /// Nothing, but the dword that was written reads as this now, and the rest as before.
+    Value(u32),
     /// [`Function::next_effect`] says what.
     Effects,
 }
@@ -276,6 +278,17 @@ enum Action {
     DeviceControl,
 }
 
+/// The order of effects.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Unmap,
+    Map,
+    Command,
+    Msi,
+    Msix,
+    Reset,
+}
+
 /// A dword that is more than a constant.
 #[derive(Clone, Copy, Debug)]
 struct Row {
@@ -341,8 +354,8 @@ pub struct Function<P> {
     reset_wanted: bool,
     /// Whether the device is in a reset, and is not asked anything.
     in_reset: bool,
-    /// Whether an effect may be left.
-    pending: bool,
+    /// Which effects may be left: these, and those of later steps.
+    pending: Option<Step>,
 }
 
 impl<P: PhysicalConfig> Function<P> {
@@ -385,7 +398,7 @@ impl<P: PhysicalConfig> Function<P> {
             told: 0,
             reset_wanted: false,
             in_reset: false,
-            pending: false,
+            pending: None,
         };
         builder::build(&mut function, setup)?;
         Ok(function)
@@ -397,7 +410,7 @@ impl<P: PhysicalConfig> Function<P> {
     }
 
     /// Answers a read of config space.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn read(&self, access: ConfigAccess) -> u32 {
         let Some(cell) = self.cells.get(access.offset().dword()) else {
@@ -427,11 +440,13 @@ impl<P: PhysicalConfig> Function<P> {
         cell.value = after;
         self.version = self.version.wrapping_add(1);
         match row.action {
-            Action::None => return Change::None,
-            Action::DeviceControl if after & INITIATE_FLR == 0 => return Change::None,
+            Action::None => return Change::Value(after),
+            Action::DeviceControl if after & INITIATE_FLR == 0 => return Change::Value(after),
             // The kernel knows that no BAR decodes, unless it has yet to ask.
-            Action::Address if !self.pending && self.dword(COMMAND) & command::MEMORY == 0 => {
-                return Change::None;
+            Action::Address
+                if self.pending.is_none() && self.dword(COMMAND) & command::MEMORY == 0 =>
+            {
+                return Change::Value(after);
             }
             Action::Effects | Action::Address => {}
             Action::Power => self.change_power(index, before, after),
@@ -441,7 +456,7 @@ impl<P: PhysicalConfig> Function<P> {
                 let _: Change = self.reset_but(|register| register.shared);
             }
         }
-        self.pending = true;
+        self.pending = Some(Step::Unmap);
         Change::Effects
     }
 
@@ -463,7 +478,7 @@ impl<P: PhysicalConfig> Function<P> {
         if let Some(msix) = &mut self.msix {
             msix.table.reset();
         }
-        self.pending = true;
+        self.pending = Some(Step::Unmap);
         Change::Effects
     }
 
@@ -544,7 +559,7 @@ impl<P: PhysicalConfig> Function<P> {
             return Change::None;
         }
         self.upstream = upstream;
-        self.pending = true;
+        self.pending = Some(Step::Unmap);
         Change::Effects
     }
 
@@ -553,17 +568,24 @@ impl<P: PhysicalConfig> Function<P> {
     /// Ranges are given up before others are asked for, and a reset comes when all that it ends has
     /// been ended.
     pub fn next_effect(&mut self) -> Option<Effect> {
-        if !self.pending {
-            return None;
+        while let Some(step) = self.pending {
+            let (effect, next) = match step {
+                Step::Unmap => (self.next_unmap(), Some(Step::Map)),
+                Step::Map => (self.next_map(), Some(Step::Command)),
+                Step::Command => (self.next_command(), Some(Step::Msi)),
+                Step::Msi => (self.next_msi(), Some(Step::Msix)),
+                Step::Msix => (self.next_msix(), Some(Step::Reset)),
+                Step::Reset => {
+                    let wanted = core::mem::take(&mut self.reset_wanted);
+                    (wanted.then_some(Effect::Reset), None)
+                }
+            };
+            if effect.is_some() {
+                return effect;
+            }
+            self.pending = next;
         }
-        let effect = self
-            .next_bar()
-            .or_else(|| self.next_command())
-            .or_else(|| self.next_msi())
-            .or_else(|| self.next_msix())
-            .or_else(|| core::mem::take(&mut self.reset_wanted).then_some(Effect::Reset));
-        self.pending = effect.is_some();
-        effect
+        None
     }
 
     /// Returns where the device has its MSI-X table and pending bits, if it shows any.
@@ -583,15 +605,20 @@ impl<P: PhysicalConfig> Function<P> {
     /// 7.5.1.2.4.
     #[must_use]
     pub fn decoded(&self, bar: BarIndex) -> Option<BusRange> {
-        let info = self.bar(bar)?;
+        self.range(&self.bars.get(bar.index())?.as_ref()?.info)
+    }
+
+    fn range(&self, info: &BarInfo) -> Option<BusRange> {
         if self.command() & command::MEMORY == 0 {
             return None;
         }
-        let low = self.dword(bar.dword());
+        let dword = info.index.dword();
+        let low = self.dword(dword);
         let high = match info.kind {
-            BarKind::Memory64 => self.dword(bar.dword() + 1),
+            BarKind::Memory64 => self.dword(dword + 1),
             BarKind::Rom if low & ROM_ENABLE == 0 => return None,
-            BarKind::Memory32 | BarKind::Rom | BarKind::Io => 0,
+            BarKind::Memory32 | BarKind::Rom => 0,
+            BarKind::Io => return None,
         };
         info.range_at(u64::from(high) << 32 | u64::from(low))
             .filter(|range| self.upstream.reaches(*range))
@@ -681,7 +708,7 @@ impl<P: PhysicalConfig> Function<P> {
         if !msix.table.has_changes() {
             return DROPPED;
         }
-        self.pending = true;
+        self.pending = Some(Step::Unmap);
         BarWrite::Done(Change::Effects)
     }
 
@@ -766,28 +793,30 @@ impl<P: PhysicalConfig> Function<P> {
             .is_none_or(|index| self.dword(index) & POWER_STATE != D3_HOT)
     }
 
-    /// Ranges are given up before others are asked for.
-    fn next_bar(&mut self) -> Option<Effect> {
-        for is_given_up in [true, false] {
-            for bar in BarIndex::all_and_rom() {
-                let wanted = self.decoded(bar);
-                let Some(Some(model)) = self.bars.get_mut(bar.index()) else {
-                    continue;
-                };
-                match (model.told, wanted) {
-                    (Some(range), _) if is_given_up && model.told != wanted => {
-                        model.told = None;
-                        return Some(Effect::UnmapBar { bar, range });
-                    }
-                    (None, Some(range)) if !is_given_up => {
-                        model.told = wanted;
-                        return Some(Effect::MapBar { bar, range });
-                    }
-                    _ => {}
-                }
-            }
+    fn next_unmap(&mut self) -> Option<Effect> {
+        let (bar, range) = self.bars.iter().flatten().find_map(|bar| {
+            let told = bar.told?;
+            (self.range(&bar.info) != Some(told)).then_some((bar.info.index, told))
+        })?;
+        self.tell(bar, None);
+        Some(Effect::UnmapBar { bar, range })
+    }
+
+    fn next_map(&mut self) -> Option<Effect> {
+        let mut bars = self.bars.iter().flatten();
+        let (bar, range) = bars.find_map(|bar| match bar.told {
+            None => Some((bar.info.index, self.range(&bar.info)?)),
+            Some(_) => None,
+        })?;
+        self.tell(bar, Some(range));
+        Some(Effect::MapBar { bar, range })
+    }
+
+    /// Notes where the kernel was told that a BAR is.
+    fn tell(&mut self, bar: BarIndex, range: Option<BusRange>) {
+        if let Some(Some(bar)) = self.bars.get_mut(bar.index()) {
+            bar.told = range;
         }
-        None
     }
 
     /// Returns Command as it takes effect: a function in D3hot answers config requests only, and sends

@@ -224,7 +224,7 @@ fn a_bar_that_is_moved_with_decode_off_is_nothing_for_the_kernel() {
         ConfigAccess::new("00:01.0".parse().unwrap(), offset, size).unwrap()
     };
     let bar = at(0x10, 4);
-    assert_eq!(function.write(bar, 0x1040_0000), Change::None);
+    assert_eq!(function.write(bar, 0x1040_0000), Change::Value(0x1040_0004));
     assert_eq!(function.write(at(0x04, 2), 2), Change::Effects);
     assert_eq!(function.write(bar, 0x1050_0000), Change::Effects);
 }

@@ -340,8 +340,18 @@ impl Machine {
                 }
             }
             Some(Owner::Vpci(id)) => {
-                if self.functions[id].function.write(access, value) == Change::Effects {
-                    self.carry_out(id);
+                let function = &mut self.functions[id].function;
+                let (version, steadiness) = (function.version(), function.steadiness());
+                let change = function.write(access, value);
+                let now = (function.version(), function.steadiness());
+                match change {
+                    Change::None => assert_eq!(now, (version, steadiness), "{access:?}"),
+                    Change::Value(value) => {
+                        let dword = function.steady_dword(access.offset().dword());
+                        assert_eq!(dword, value, "{access:?}");
+                        assert_eq!(now, (version.wrapping_add(1), steadiness), "{access:?}");
+                    }
+                    Change::Effects => self.carry_out(id),
                 }
             }
         }
@@ -409,7 +419,7 @@ impl Machine {
         let model = &mut self.functions[function].function;
         match model.write_bar(bar, offset, bytes, value) {
             BarWrite::Device { host } => return Err(host),
-            BarWrite::Done(Change::None) => {}
+            BarWrite::Done(Change::None | Change::Value(_)) => {}
             BarWrite::Done(Change::Effects) => self.carry_out(function),
         }
         Ok(())
