@@ -69,8 +69,10 @@ impl Piece {
 }
 
 /// Returns how many bytes an entry of `level` covers.
+#[inline]
 fn entry_size(level: u8) -> u64 {
-    1 << (39 - 9 * level)
+    // Levels are 0 to 3: no check is needed.
+    1u64.wrapping_shl(39u32.wrapping_sub(9 * u32::from(level)))
 }
 
 /// Returns the entry of a `level` table that `input` falls to.
@@ -307,10 +309,13 @@ fn survey(
     range: Range<u64>,
     output: u64,
 ) -> Result<usize, u64> {
-    if table.is_none() && level == LAST_LEVEL {
-        return Ok(0);
-    }
     let start = range.start;
+    if level == LAST_LEVEL {
+        let Some(table) = table else { return Ok(0) };
+        let (first, count) = entries(level, &range);
+        let taken = (0..count).find(|at| frames.read(table, first + at) & VALID != 0);
+        return taken.map_or(Ok(0), |at| Err(start + at as u64 * PAGE_SIZE));
+    }
     let mut missing = 0;
     for piece in pieces(level, range) {
         let output = output + (piece.range.start - start);
@@ -346,6 +351,14 @@ fn fill(
     } else {
         entries(level, &range)
     };
+    if level == LAST_LEVEL {
+        let (at, pages) = entries(level, &range);
+        for page in 0..pages {
+            let output = output + page as u64 * PAGE_SIZE;
+            frames.write(table, at + page, Entry::leaf(level, output, attributes));
+        }
+        return frames.publish(table, first, count);
+    }
     let start = range.start;
     for piece in pieces(level, range) {
         let output = output + (piece.range.start - start);
