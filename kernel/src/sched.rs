@@ -33,6 +33,8 @@ pub(crate) const KICK: u8 = 0;
 #[derive(Default)]
 pub(crate) struct Queue {
     ready: [VecDeque<VcpuRef>; PRIORITIES],
+    /// A bit for each priority of which somebody is ready.
+    priorities: u32,
     /// vCPUs that wait for a timer and are loaded nowhere, soonest last.
     sleepers: Vec<(u64, VcpuRef)>,
     /// How many vCPUs there is room for.
@@ -51,23 +53,42 @@ impl Queue {
         Ok(())
     }
 
+    /// Changes who is ready of a priority.
+    fn with<R>(&mut self, priority: usize, f: impl FnOnce(&mut VecDeque<VcpuRef>) -> R) -> R {
+        let ready = &mut self.ready[priority];
+        let result = f(ready);
+        let bit = 1 << priority;
+        if ready.is_empty() {
+            self.priorities &= !bit;
+        } else {
+            self.priorities |= bit;
+        }
+        result
+    }
+
     fn push(&mut self, vcpu: VcpuRef) {
-        self.ready[vcpu.domain.priority].push_back(vcpu);
+        self.with(vcpu.domain.priority, |ready| ready.push_back(vcpu));
     }
 
     fn remove(&mut self, vcpu: &VcpuRef) {
-        self.ready[vcpu.domain.priority].retain(|other| !other.is(vcpu));
+        self.with(vcpu.domain.priority, |ready| {
+            ready.retain(|other| !other.is(vcpu));
+        });
+    }
+
+    /// Returns the priorities from `least` up of which somebody is ready.
+    fn from(&self, least: usize) -> u32 {
+        self.priorities >> least << least
     }
 
     /// Takes the vCPU of the highest priority that is at least `least`.
     fn pop(&mut self, least: usize) -> Option<VcpuRef> {
-        let waiting = self.ready.get_mut(least..)?;
-        waiting.iter_mut().rev().find_map(VecDeque::pop_front)
+        let highest = self.from(least).checked_ilog2()?;
+        self.with(highest as usize, VecDeque::pop_front)
     }
 
     fn has(&self, least: usize) -> bool {
-        let waiting = self.ready.get(least..);
-        waiting.is_some_and(|queues| queues.iter().any(|queue| !queue.is_empty()))
+        self.from(least) != 0
     }
 
     fn sleep(&mut self, deadline: u64, vcpu: VcpuRef) {
@@ -297,11 +318,12 @@ fn next(cpu: &'static Pcpu, running: Option<&VcpuRef>) -> Option<VcpuRef> {
 fn steal(cpu: &Pcpu) -> Option<VcpuRef> {
     others(cpu).find_map(|other| {
         let mut queue = other.queue.lock();
-        queue.ready.iter_mut().rev().find_map(|ready| {
-            let at = ready
-                .iter()
-                .position(|vcpu| may_take(cpu, vcpu) == Some(true))?;
-            ready.remove(at)
+        (0..PRIORITIES).rev().find_map(|priority| {
+            queue.with(priority, |ready| {
+                let mut waiting = ready.iter();
+                let at = waiting.position(|vcpu| may_take(cpu, vcpu) == Some(true))?;
+                ready.remove(at)
+            })
         })
     })
 }
