@@ -16,8 +16,8 @@ use kernel::{fallible, layout};
 use pci::{ClaimError, ResetError};
 use vpci::{
     BarIndex, BarRead, BarWrite, BuildError, BusAddress, BusError, BusRange, Change, ConfigAccess,
-    Effect, Kind, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size, Steadiness,
-    Upstream, Vendor,
+    Effect, Kind, Message, Offset, PhysicalConfig, Pin, Position, Sbdf, Setup, Size, State,
+    Steadiness, Upstream, Vendor,
 };
 
 /// Command (PCI Express Base Specification, 7.5.1.1.3).
@@ -369,7 +369,7 @@ impl Assigned {
 
     /// Returns whether it is in a reset that the domain asked for.
     pub(crate) fn is_resetting(&self) -> bool {
-        self.model.is_in_reset()
+        self.model.state() == State::InReset
     }
 
     /// Says whether it is to be taken back.
@@ -485,7 +485,7 @@ impl Assigned {
     /// Silences the device and leaves it alone until `enable`; messages that are on their way no longer
     /// lead anywhere.
     pub(crate) fn stop(&mut self, domain: &Domain) {
-        self.model.set_in_reset(true);
+        self.model.set_state(State::InReset);
         if let Some(pin) = self.pin {
             domain.pins.stop(pin, domain.drive());
         }
@@ -521,8 +521,19 @@ impl Assigned {
     }
 
     /// Lets the device decode its BARs: what the guest reaches of them is for stage 2 to say.
+    ///
+    /// Not so if its reset has failed: to the guest it is gone then, and it reaches no memory, until another
+    /// reset does not fail.
     pub(crate) fn enable(&mut self, domain: &Domain) {
-        self.model.set_in_reset(false);
+        let is_sound = |physical: &Physical| physical.owners.lock().is_sound(self.index);
+        if let Some(physical) = physical::get().filter(|physical| !is_sound(physical)) {
+            self.model.set_state(State::Gone);
+            physical.cut(self.index);
+            let (name, slot) = (domain.name(), self.slot);
+            error!("domain {name}: {slot} is out of use until it can be reset");
+            return;
+        }
+        self.model.set_state(State::Usable);
         if self.plug(domain).is_err() {
             error!(
                 "domain {}: there is no memory to start {}",
@@ -563,7 +574,7 @@ impl Assigned {
 
     /// Takes everything from the function: it reaches nothing, decodes nothing and interrupts nobody.
     pub(crate) fn silence(&mut self, domain: &Domain) {
-        self.model.set_in_reset(false);
+        self.model.set_state(State::Usable);
         self.unplug(domain);
         if let Some(physical) = physical::get() {
             self.unroute(physical);

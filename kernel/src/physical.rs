@@ -671,7 +671,7 @@ impl Physical {
     /// Takes bus mastering from a function until its reset, and has its streams refused without
     /// events. Returns how often that was so, or `None` if it is already.
     #[cold]
-    fn cut(&self, index: usize) -> Option<u32> {
+    pub(crate) fn cut(&self, index: usize) -> Option<u32> {
         let (device, master) = (self.found.devices().get(index)?, self.masters.get(index)?);
         let mut failed = None;
         let times = {

@@ -225,6 +225,17 @@ pub enum Steadiness {
     Steady,
 }
 
+/// How the device of a function is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// As the guest has set it up.
+    Usable,
+    /// In a reset.
+    InReset,
+    /// Not to be used: its reset has failed.
+    Gone,
+}
+
 /// Command register, section 7.5.1.1.3.
 mod command {
     pub(super) const MEMORY: u32 = 1 << 1;
@@ -352,8 +363,8 @@ pub struct Function<P> {
     /// The bits of Command that the kernel was told of.
     told: u32,
     reset_wanted: bool,
-    /// Whether the device is in a reset, and is not asked anything.
-    in_reset: bool,
+    /// How the device is.
+    state: State,
     /// Which effects may be left: these, and those of later steps.
     pending: Option<Step>,
 }
@@ -397,7 +408,7 @@ impl<P: PhysicalConfig> Function<P> {
             version: 0,
             told: 0,
             reset_wanted: false,
-            in_reset: false,
+            state: State::Usable,
             pending: None,
         };
         builder::build(&mut function, setup)?;
@@ -414,7 +425,7 @@ impl<P: PhysicalConfig> Function<P> {
     #[must_use]
     pub fn read(&self, access: ConfigAccess) -> u32 {
         let Some(cell) = self.cells.get(access.offset().dword()) else {
-            return 0;
+            return self.read_live(0, access);
         };
         if cell.live {
             return self.read_live(cell.value, access);
@@ -428,6 +439,9 @@ impl<P: PhysicalConfig> Function<P> {
         let Some(cell) = self.cells.get_mut(index).filter(|cell| cell.row != 0) else {
             return Change::None;
         };
+        if self.state == State::Gone {
+            return Change::None;
+        }
         let Some(&row) = self.rows.get(usize::from(cell.row) - 1) else {
             return Change::None;
         };
@@ -514,7 +528,9 @@ impl<P: PhysicalConfig> Function<P> {
     pub fn steadiness(&self) -> Steadiness {
         let has_pin = || self.live_bits(COMMAND) != 0;
         let is_pending_live = || self.msi.is_some_and(|msi| self.masked(&msi) != 0);
-        if self.live || is_pending_live() {
+        if self.state == State::Gone {
+            Steadiness::Steady
+        } else if self.live || is_pending_live() {
             Steadiness::Live
         } else if !has_pin() {
             Steadiness::Steady
@@ -536,20 +552,34 @@ impl<P: PhysicalConfig> Function<P> {
     /// the device.
     #[must_use]
     pub fn steady_dword(&self, index: usize) -> u32 {
-        self.dword(index)
+        match self.state {
+            State::Gone => u32::MAX,
+            State::Usable | State::InReset => self.dword(index),
+        }
     }
 
-    /// Says whether the device is in a reset, which comes after [`Effect::Reset`] or goes along with
-    /// [`Function::reset`]. Live fields read as zero meanwhile, and nothing must be written: see
-    /// [`crate::Bus::must_wait`].
-    pub const fn set_in_reset(&mut self, in_reset: bool) {
-        self.in_reset = in_reset;
+    /// Says how the device is.
+    ///
+    /// After [`Effect::Reset`] or [`Function::reset`] it is in a reset: live fields read as zero, and nothing
+    /// must be written; see [`crate::Bus::must_wait`]. If that fails it is gone: all of its config space
+    /// reads as ones, and writes do nothing, until it is usable again, as after a reset.
+    pub fn set_state(&mut self, state: State) {
+        let before = core::mem::replace(&mut self.state, state);
+        let is_gone = state == State::Gone;
+        if is_gone == (before == State::Gone) {
+            return;
+        }
+        for cell in &mut self.cells {
+            let row = self.rows.get(usize::from(cell.row).wrapping_sub(1));
+            cell.live = is_gone || row.is_some_and(|row| row.register.live != 0);
+        }
+        self.version = self.version.wrapping_add(2);
     }
 
-    /// Returns whether the device is in a reset.
+    /// Returns how the device is.
     #[must_use]
-    pub const fn is_in_reset(&self) -> bool {
-        self.in_reset
+    pub const fn state(&self) -> State {
+        self.state
     }
 
     /// Says what the port above lets through: a BAR outside its windows is not decoded, and without its
@@ -731,11 +761,15 @@ impl<P: PhysicalConfig> Function<P> {
         self.cells.get(index).map_or(0, |cell| cell.value)
     }
 
-    /// Answers a read of a dword that has live bits. Asks the device only if they are wanted.
+    /// Answers a read of a dword that has live bits, or of a function that is gone. Asks the device only if
+    /// live bits are wanted.
     #[cold]
     fn read_live(&self, value: u32, access: ConfigAccess) -> u32 {
         let live = self.live_bits(access.offset().dword()) & access.enables();
-        if live == 0 || self.in_reset {
+        if self.state == State::Gone {
+            return access.size().mask();
+        }
+        if live == 0 || self.state == State::InReset {
             return access.extract(value);
         }
         let device = access.place(self.device.read(access.offset(), access.size()));

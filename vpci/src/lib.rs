@@ -39,7 +39,7 @@ pub use bar::{BarIndex, BarInfo, BarKind, PAGE, Pages};
 pub use bus::{Bus, BusError, Decoder, Owner};
 pub use emulated::Emulated;
 pub use function::{
-    BarRead, BarWrite, BuildError, Change, Effect, Function, Kind, Pin, Position, Setup,
+    BarRead, BarWrite, BuildError, Change, Effect, Function, Kind, Pin, Position, Setup, State,
     Steadiness, Vendor,
 };
 pub use memory::{ClaimError, Claimed, MemoryMap, Released};

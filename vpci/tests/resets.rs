@@ -5,7 +5,7 @@
 mod machine;
 
 use machine::{E1000E, Machine, NVME};
-use vpci::{BusAddress, BusRange, ConfigAccess, Owner, Sbdf};
+use vpci::{BusAddress, BusRange, ConfigAccess, Owner, Sbdf, State, Steadiness};
 
 const COMMAND: u64 = 0x04;
 const ON: u64 = 0x6; // memory space, bus master
@@ -317,9 +317,39 @@ fn a_function_in_reset_is_not_asked() {
     let read = |machine: &Machine| machine.read((3 << 15) + CORRECTABLE_ERRORS, 4);
     for _ in 0..2 {
         assert_eq!(read(&machine), Some(0x1234_5678 & 0xf1c1));
-        machine.functions[id].function.set_in_reset(true);
-        assert!(machine.functions[id].function.is_in_reset());
+        machine.functions[id].function.set_state(State::InReset);
         assert_eq!(read(&machine), Some(0));
-        machine.functions[id].function.set_in_reset(false);
+        machine.functions[id].function.set_state(State::Usable);
+    }
+}
+
+#[test]
+fn a_function_whose_reset_failed_is_not_there() {
+    let mut machine = Machine::new();
+    for kind in [&E1000E, &NVME] {
+        let slot = machine.functions.len() as u64 + 1;
+        let id = machine.assign(&format!("00:0{slot}.0"), kind);
+        let function = slot << 15;
+        let dwords = || (0..0x1000).step_by(4);
+        let all = |machine: &Machine| -> Vec<_> {
+            let read = |offset| machine.read(function + offset, 4).unwrap();
+            dwords().map(read).collect()
+        };
+        let fresh = all(&machine);
+        let version = machine.functions[id].function.version();
+        machine.functions[id].function.set_state(State::Gone);
+        assert_ne!(machine.functions[id].function.version(), version);
+        assert!(all(&machine).iter().all(|dword| *dword == 0xffff_ffff));
+        assert_eq!(machine.read(function + 2, 2), Some(0xffff));
+        for offset in dwords() {
+            machine.write(function + offset, 4, 0xffff_ffff);
+        }
+        let assigned = &machine.functions[id];
+        assert_eq!(assigned.function.steadiness(), Steadiness::Steady);
+        assert_eq!(assigned.function.steady_dword(4), u32::MAX);
+        assert!(!assigned.bus_master && machine.stage2.is_empty());
+        assert_eq!(assigned.resets, 0);
+        machine.functions[id].function.set_state(State::Usable);
+        assert_eq!(all(&machine), fresh);
     }
 }

@@ -88,17 +88,20 @@ pub struct Owners {
     of: Vec<Owner>,
     /// Whether a domain had the function since its last reset.
     used: Vec<bool>,
+    /// Whether the last reset of the function, if there was one, did not fail.
+    sound: Vec<bool>,
 }
 
 impl Owners {
     /// Makes a table in which nobody has anything.
     pub fn new(found: &Hierarchy) -> Result<Self, OutOfMemory> {
-        let (mut of, mut used) = (Vec::new(), Vec::new());
+        let (mut of, mut used, mut sound) = (Vec::new(), Vec::new(), Vec::new());
         for _ in found.devices() {
+            push(&mut sound, true)?;
             push(&mut of, Owner::Nobody)?;
             push(&mut used, false)?;
         }
-        Ok(Self { of, used })
+        Ok(Self { of, used, sound })
     }
 
     /// Returns who has the function at this position.
@@ -234,8 +237,17 @@ impl Owners {
         method
     }
 
+    /// Returns whether a function is as its last reset should have left it, if there was one: else its
+    /// domain is not to use it.
+    pub fn is_sound(&self, index: usize) -> bool {
+        self.sound.get(index).copied().unwrap_or(false)
+    }
+
     /// Frees what was reserved for a reset; `sound` unless it failed.
     pub fn end_reset(&mut self, found: &Hierarchy, reset: &Reset, sound: bool) {
+        for place in self.sound.get_mut(reset.affected()).into_iter().flatten() {
+            *place = sound;
+        }
         for index in affected(found, reset) {
             if self.of(index) == Owner::Resetting {
                 self.set(index, if sound { Owner::Nobody } else { Owner::Broken });

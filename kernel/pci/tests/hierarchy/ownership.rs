@@ -293,6 +293,31 @@ fn a_bus_is_reset_at_boot_and_with_its_domain() {
 }
 
 #[test]
+fn what_a_domain_keeps_is_sound_once_its_reset_has_not_failed() {
+    let mut table = Table::new();
+    let at_boot = Wish {
+        at_boot: true,
+        ..wish(1)
+    };
+    let [one, other, apart] = ["01:01.0", "01:02.0", "00:01.0"].map(|host| {
+        table.give(host, &at_boot);
+        table.index(host)
+    });
+    let method = table.owners.begin_reset(&table.found, one, |_, _| true);
+    let reset = table.found.reset(one, method.expect("the bus"));
+    for sound in [false, true, false] {
+        table.owners.end_reset(&table.found, &reset, sound);
+        for (index, expected) in [(one, sound), (other, sound), (apart, true)] {
+            assert_eq!(table.owners.is_sound(index), expected, "{index}");
+        }
+    }
+    // What became of it does not depend on who has it.
+    table.owners.release(one, true);
+    assert!(!table.owners.is_sound(one));
+    assert!(!table.owners.is_sound(usize::MAX));
+}
+
+#[test]
 fn a_reset_that_fails_leaves_what_it_took_along_broken() {
     let mut table = Table::new();
     let (index, method) = table.claim("02:00.0", &wish(1)).expect("free");
