@@ -46,6 +46,8 @@ pub mod reads;
 #[cfg(target_os = "none")]
 pub mod selftest;
 #[cfg(target_os = "none")]
+pub mod serror;
+#[cfg(target_os = "none")]
 pub mod silent;
 #[cfg(target_os = "none")]
 mod simd;

@@ -179,6 +179,7 @@ extern "C" fn handle(frame: &mut Frame, vector: u64) {
         IRQ => handle_irq(),
         SERROR if SERRORS_EXPECTED.load(Ordering::Relaxed) != 0 => {
             SERRORS.fetch_add(1, Ordering::Relaxed);
+            SERROR_SYNDROME.store(frame.esr, Ordering::Relaxed);
         }
         _ => report(frame, vector),
     }
@@ -230,6 +231,7 @@ pub fn set_irq_handler(handler: Option<fn()>) {
 
 static SERRORS_EXPECTED: AtomicU64 = AtomicU64::new(0);
 static SERRORS: AtomicU64 = AtomicU64::new(0);
+static SERROR_SYNDROME: AtomicU64 = AtomicU64::new(0);
 
 /// Counts SErrors from now on instead of stopping at the first.
 pub fn expect_serrors() {
@@ -241,6 +243,16 @@ pub fn expect_serrors() {
 /// Returns how many SErrors were taken since [`expect_serrors`].
 pub fn serrors() -> u64 {
     SERRORS.load(Ordering::Relaxed)
+}
+
+/// Returns ESR_EL1 of the last of them.
+pub fn serror_syndrome() -> u64 {
+    SERROR_SYNDROME.load(Ordering::Relaxed)
+}
+
+/// Tells whether an SError is pending (ISR_EL1.A).
+pub fn is_serror_pending() -> bool {
+    read_sysreg!("isr_el1") & 1 << 8 != 0
 }
 
 /// Lets IRQs be taken.
