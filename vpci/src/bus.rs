@@ -898,8 +898,11 @@ mod tests {
         let second = range(0x101f_f000, 0x1000);
         bus.claim(second, name(below), decoder(below)).unwrap();
         assert_eq!(found(&bus, 0x101f_f000), Some(decoder(below)));
+        // Where nothing has changed, nothing is claimed again.
+        bus.update_claims(1);
         let _ = write(&mut bus, 1, 0x20, 4, 0x1000_1010);
         bus.update_claims(1);
+        assert_eq!(bus.memory.next_ready(), None);
         assert_eq!(found(&bus, 0x1010_0000), None);
         assert!(!bus.unclaim(BusAddress::new(0x1010_0800), wanted(below)));
         assert!(bus.unclaim(bar.start(), wanted(below)));
