@@ -13,11 +13,11 @@ use runtime::gic::{self, DEFAULT_PRIORITY, FIRST_LPI};
 use runtime::harness::{self, Failure, Outcome, Test};
 use runtime::its::{Its, Stalled};
 use runtime::mmio::{Odd, Width, Window};
-use runtime::platform::{self, HostBridge, Platform};
+use runtime::platform::{self, Platform};
 use runtime::{check, check_eq, cpu, timer};
 use spin::Mutex;
 
-use crate::pci::{self, Function};
+use crate::pci::{self, Function, bridge, capability, find};
 
 /// Runs the tests and powers off.
 #[rustfmt::skip]
@@ -42,16 +42,6 @@ const IVSHMEM: u32 = 0x1110_1af4;
 const PVPANIC: u32 = 0x0011_1b36;
 const VIRTIO_NET: u32 = 0x1041_1af4;
 
-fn bridge() -> Result<HostBridge, Failure> {
-    let bridge = platform::get().host_bridge;
-    bridge.ok_or_else(|| Failure::Failed("there is no host bridge".into()))
-}
-
-fn find(id: u32) -> Result<Function, Failure> {
-    let found = Function::all(&bridge()?).find(|function| function.id() == id);
-    found.ok_or_else(|| Failure::Failed(alloc::format!("there is no {id:08x}")))
-}
-
 /// Returns `size` bytes of the 32-bit window.
 fn window(offset: usize, size: usize) -> Result<Window, Failure> {
     Ok(bridge()?.memory32.part(offset, size))
@@ -68,11 +58,6 @@ fn capabilities(function: &Function, id: u8) -> Vec<usize> {
         at = function.config.read8(at + 1).into();
     }
     found
-}
-
-fn capability(function: &Function, id: u8) -> Result<usize, Failure> {
-    let found = capabilities(function, id).first().copied();
-    found.ok_or_else(|| Failure::Failed(alloc::format!("there is no capability {id:#x}")))
 }
 
 /// ivshmem's interrupt mask, which holds what is written.

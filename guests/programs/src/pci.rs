@@ -1,7 +1,10 @@
 //! PCI functions, as a guest without drivers needs them.
 
+use alloc::format;
+
+use runtime::harness::Failure;
 use runtime::mmio::{Odd, Window};
-use runtime::platform::HostBridge;
+use runtime::platform::{self, HostBridge};
 
 /// Memory space and bus master, in Command.
 pub(crate) const MEMORY_AND_MASTER: u16 = 0b110;
@@ -9,6 +12,24 @@ pub(crate) const MEMORY_AND_MASTER: u16 = 0b110;
 const VENDOR: usize = 0x00;
 const COMMAND: usize = 0x04;
 const BAR0: usize = 0x10;
+
+/// Returns the host bridge; a test that needs it fails without.
+pub(crate) fn bridge() -> Result<HostBridge, Failure> {
+    let bridge = platform::get().host_bridge;
+    bridge.ok_or_else(|| Failure::Failed("there is no host bridge".into()))
+}
+
+/// Returns the first function of bus 0 with that ID; a test that needs it fails without.
+pub(crate) fn find(id: u32) -> Result<Function, Failure> {
+    let found = Function::all(&bridge()?).find(|function| function.id() == id);
+    found.ok_or_else(|| Failure::Failed(format!("there is no {id:08x}")))
+}
+
+/// Returns where a capability is; a test that needs it fails without.
+pub(crate) fn capability(function: &Function, id: u8) -> Result<usize, Failure> {
+    let found = function.capability(id);
+    found.ok_or_else(|| Failure::Failed(format!("there is no capability {id:#x}")))
+}
 
 /// A function's config space.
 #[derive(Clone, Copy, Debug)]

@@ -11,10 +11,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use runtime::exception::Fault;
 use runtime::harness::{self, Failure, Outcome, Test};
 use runtime::mmio::{Odd, Width, Window};
-use runtime::platform::{self, HostBridge, Platform};
+use runtime::platform::{self, Platform};
 use runtime::{check, check_eq, cpu, gic, instruction, println, timer};
 
-use crate::pci::{self, Function};
+use crate::pci::{self, Function, bridge, capability, find};
 
 /// Runs the tests and powers off.
 #[rustfmt::skip]
@@ -57,16 +57,6 @@ const BRIDGE_CONTROL: usize = 0x3e;
 const SECONDARY_BUS_RESET: u16 = 1 << 6;
 /// Slot of a function that no system of ours has.
 const ABSENT: u16 = 0xf8;
-
-fn bridge() -> Result<HostBridge, Failure> {
-    let bridge = platform::get().host_bridge;
-    bridge.ok_or_else(|| Failure::Failed("there is no host bridge".into()))
-}
-
-fn find(id: u32) -> Result<Function, Failure> {
-    let found = Function::all(&bridge()?).find(|function| function.id() == id);
-    found.ok_or_else(|| Failure::Failed(alloc::format!("there is no {id:08x}")))
-}
 
 /// Whether all reads are to trap.
 fn all_trap() -> bool {
@@ -278,18 +268,6 @@ fn by_another() -> Outcome {
         function.config.write8(CACHE_LINE_SIZE, 0);
     }
     Ok(())
-}
-
-/// Returns where a function's capability with that ID is.
-fn capability(function: &Function, id: u8) -> Result<usize, Failure> {
-    let mut at: usize = function.config.read8(0x34).into();
-    while at != 0 && function.config.read8(at) != id {
-        at = function.config.read8(at + 1).into();
-    }
-    match at {
-        0 => Err(Failure::Failed(alloc::format!("no capability {id:#x}"))),
-        at => Ok(at),
-    }
 }
 
 /// A function with a pin is asked while its guest has silenced the pin, and not if it sends messages.
