@@ -190,14 +190,9 @@ impl Tree {
             return Err(MapError::OutOfRange);
         }
         let output = output.get();
-        let missing = survey(
-            frames,
-            Some(self.root),
-            self.first_level,
-            range.clone(),
-            output,
-        )
-        .map_err(MapError::AlreadyMapped)?;
+        let (table, level) = self.table_of(frames, &range);
+        let missing = survey(frames, Some(table), level, range.clone(), output)
+            .map_err(MapError::AlreadyMapped)?;
         let mut spare = Chain::default();
         for _ in 0..missing {
             let Some(table) = frames.allocate() else {
@@ -209,8 +204,8 @@ impl Tree {
         fill(
             frames,
             &mut spare,
-            (self.root, false),
-            self.first_level,
+            (table, false),
+            level,
             range,
             output,
             attributes,
@@ -236,6 +231,21 @@ impl Tree {
         invalidate(input, len);
         dead.free(frames);
         Ok(())
+    }
+
+    /// Returns the lowest table that there is of those that cover a whole range, and its level.
+    fn table_of(&self, frames: &impl Frames, range: &Range<u64>) -> (Pa, u8) {
+        let (mut table, mut level) = (self.root, self.first_level);
+        let differing = range.start ^ (range.end - 1);
+        while level < LAST_LEVEL && differing < entry_size(level) {
+            let entry = frames.read(table, index(level, range.start));
+            let Entry::Table(child) = Entry::decode(level, entry) else {
+                break;
+            };
+            table = child;
+            level += 1;
+        }
+        (table, level)
     }
 
     /// Returns the output address and the descriptor of an input address.
