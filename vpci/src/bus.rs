@@ -852,6 +852,20 @@ mod tests {
     }
 
     #[test]
+    fn a_number_outside_of_the_buses_leads_nowhere() {
+        let mut bus = Bus::<u8>::new(0, 1, 3).unwrap();
+        bus.add_port(name("01:1c.0"), 2, false).unwrap();
+        bus.insert(name("02:00.0"), Owner::Vpci(7)).unwrap();
+        for (secondary, leads) in [(0, false), (2, true), (3, true), (4, false), (9, false)] {
+            let _ = write(&mut bus, 2, 0x18, 4, secondary << 16 | secondary << 8);
+            let number = u8::try_from(secondary).unwrap();
+            let owner = bus.route(Sbdf::from_rid(0, u16::from(number) << 8));
+            assert_eq!(owner, leads.then_some(Owner::Vpci(7)), "{secondary}");
+            assert_eq!(bus.lead(number).is_some(), leads, "{secondary}");
+        }
+    }
+
+    #[test]
     fn claims_below_a_port_come_and_go_with_its_windows() {
         let mut bus = Bus::<u8>::new(0, 0, 255).unwrap();
         let range = |start: u64, size| BusRange::new(BusAddress::new(start), size).unwrap();
