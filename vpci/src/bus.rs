@@ -1005,6 +1005,9 @@ mod tests {
         for (offset, bytes, expected) in cases {
             assert_eq!(read(&bus, offset, bytes), expected, "{offset:#x} {bytes}");
         }
+        // It may know of others itself.
+        let access = ecam::decode(0, header + 0x0e, 1).unwrap();
+        assert_eq!(bus.with_multi_function(access, 0x80), 0x80);
     }
 
     #[test]
