@@ -52,9 +52,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 48 }))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
+    #[cfg_attr(miri, ignore = "long, and without unsafe code there is little to find")]
     fn every_change_of_hands_is_told(steps in prop::collection::vec(step(), 1..40)) {
         let sbdf = |rid| Sbdf::from_rid(0, rid);
         let mut bus = Bus::<u8>::new(0, 0, 255).unwrap();
