@@ -269,6 +269,7 @@ const SET_UP: [Write; 4] = [
 ];
 
 #[test]
+#[cfg_attr(miri, ignore = "long: every order of two vCPUs' writes")]
 fn a_bus_reset_that_another_vcpu_ends_takes_nothing_back() {
     for hold in [
         (PORT + BRIDGE_CONTROL, 2, BUS_RESET),
@@ -284,6 +285,7 @@ fn a_bus_reset_that_another_vcpu_ends_takes_nothing_back() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "long: every order of two vCPUs' writes")]
 fn writes_during_a_function_level_reset_come_after_it() {
     let one = [(FUNCTIONS[0] + DEVICE_CONTROL, 2, FLR)];
     let ends = in_every_order([&one, &SET_UP]);
@@ -291,6 +293,7 @@ fn writes_during_a_function_level_reset_come_after_it() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "long: every order of two vCPUs' writes")]
 fn one_reset_comes_after_the_other() {
     let flr = (FUNCTIONS[0] + DEVICE_CONTROL, 2, FLR);
     let hold = (PORT + BRIDGE_CONTROL, 2, BUS_RESET);
