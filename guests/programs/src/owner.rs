@@ -19,7 +19,10 @@ const IN: usize = 6 * PAGE;
 
 /// What memory holds while no device is to know of it.
 pub(crate) const QUIET: u64 = 0x7175_6965_7421_2121;
-/// Milliseconds that memory is watched after the device has gone.
+/// Milliseconds from the device's going until its memory is quiet. An SMMU has nothing under way when it is
+/// through with CMD_SYNC; QEMU translates a read when it begins, and stores what was read until the reset.
+const SETTLE: u64 = 200;
+/// Milliseconds that memory is watched from then on.
 const WATCH: u64 = 300;
 
 /// Why the device is not driven on.
@@ -62,6 +65,7 @@ pub fn main(platform: &'static Platform) {
         }
         let registers = pci::first_fit(&bridge, nvme::BAR_SIZE);
         let left = registers.read32(reg::CC);
+        timer::sleep(SETTLE);
         silence(&memory);
         timer::sleep(WATCH);
         if let Err(End::Failed(what, found, expected)) = quiet(&memory)
