@@ -9,13 +9,14 @@
 //! With the word `tree` only `cfg_read_vpci_4096` is printed, which is `cfg_read_vpci` where the buses
 //! below root ports are full; the guest numbers them from 1 up. A passed-through function is read while its
 //! pin is silenced, so that the device is asked for Interrupt Status and its config space traps.
+//! With `only=NAME` nothing but that figure is counted.
 //!
 //! `bar_enable` takes QEMU's pci-testdev with a `membar` of 16 KiB: one BAR of one page, one of four.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use runtime::mmio::Window;
-use runtime::platform::{HostBridge, Platform};
+use runtime::platform::{self, HostBridge, Platform};
 use runtime::timer::{self, Timer};
 use runtime::{cpu, exception, gic, println};
 use vpci::Sbdf;
@@ -58,24 +59,30 @@ pub fn main(platform: &'static Platform) {
             None => println!("bench: cfg_read_vpci_4096 needs a host bridge"),
         };
     }
-    print("hvc_null", hvc_null());
-    print("sysreg_trap", sysreg_trap());
+    print("hvc_null", hvc_null);
+    print("sysreg_trap", sysreg_trap);
     let gicd = gic::distributor();
-    print("gicd_read", load(gicd.base() + gic::reg::TYPER));
-    print("sgi_self", sgi_self());
+    print("gicd_read", || load(gicd.base() + gic::reg::TYPER));
+    print("sgi_self", sgi_self);
     if let Some(bridge) = platform.host_bridge {
         config_space(platform, &bridge);
     }
-    print("timer_wfi", timer_wfi());
+    print("timer_wfi", timer_wfi);
     match platform.cpus.get(1) {
-        Some(&other) => print("ipi_pingpong", ipi_pingpong(other)),
+        Some(&other) => print("ipi_pingpong", || ipi_pingpong(other)),
         None => println!("bench: ipi_pingpong needs a second vCPU"),
     }
     println!("bench: done");
 }
 
-fn print(name: &str, instructions: u64) {
-    println!("bench {name} {instructions} instructions");
+/// Prints a figure, unless the command line wants another one only.
+fn print(name: &str, count: impl FnOnce() -> u64) {
+    let mut words = platform::get().arguments().split_ascii_whitespace();
+    let only = words.find_map(|word| word.strip_prefix("only="));
+    if only.is_none_or(|only| only == name) {
+        let instructions = count();
+        println!("bench {name} {instructions} instructions");
+    }
 }
 
 /// Returns the function that the command line calls `name`.
@@ -95,7 +102,7 @@ fn tree(platform: &Platform, bridge: &HostBridge) {
     }
     let function = named(platform, bridge, "vpci");
     match function.filter(|function| function.id() != u32::MAX) {
-        Some(function) => print("cfg_read_vpci_4096", trapped_read(&function)),
+        Some(function) => print("cfg_read_vpci_4096", || trapped_read(&function)),
         None => println!("bench: cfg_read_vpci_4096 needs a passed-through function"),
     }
 }
@@ -106,21 +113,21 @@ fn config_space(platform: &Platform, bridge: &HostBridge) {
         let mut functions = Function::all(bridge).filter(|function| function.requester != 0);
         functions.find(|function| (function.id() & 0xffff == VIRTIO) == virtio)
     };
-    print("cfg_read_shadow", load(bridge.function(0).base()));
-    print("cfg_read_absent", load(bridge.function(ABSENT).base()));
+    print("cfg_read_shadow", || load(bridge.function(0).base()));
+    print("cfg_read_absent", || load(bridge.function(ABSENT).base()));
     match named("vpci").or_else(|| first(false)) {
         Some(function) => {
-            print("cfg_read_vpci", trapped_read(&function));
-            print("cfg_write_vpci", cfg_write(&function));
+            print("cfg_read_vpci", || trapped_read(&function));
+            print("cfg_write_vpci", || cfg_write(&function));
         }
         None => println!("bench: cfg_read_vpci and cfg_write_vpci need a passed-through function"),
     }
     match Function::all(bridge).find(|function| function.id() == TESTDEV) {
-        Some(function) => print("bar_enable", bar_enable(bridge, &function)),
+        Some(function) => print("bar_enable", || bar_enable(bridge, &function)),
         None => println!("bench: bar_enable needs QEMU's pci-testdev"),
     }
     match named("ioreq").or_else(|| first(true)) {
-        Some(function) => print("ioreq_read", ioreq_read(bridge, &function)),
+        Some(function) => print("ioreq_read", || ioreq_read(bridge, &function)),
         None => println!("bench: ioreq_read needs a device model's function"),
     }
 }
