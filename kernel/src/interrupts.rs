@@ -280,7 +280,7 @@ impl Interrupts {
         let mut host = Kernel::new(domain);
         vgic.unload(vcpu.index, &mut Hardware, &mut host);
         let machine = machine::get();
-        state.interface.save(&machine.interface, 0);
+        state.interface.save(&machine.interface);
         for number in TIMERS {
             if vgic.mapped_active(vcpu.index, intid(number)) {
                 machine.set_active(pcpu::this(), local(number), false);
@@ -351,18 +351,14 @@ impl vgic::Interface for Hardware {
         virt::read_vmcr()
     }
 
-    fn list_registers(&self) -> usize {
-        machine::get().interface.list_registers
+    #[inline]
+    fn read(&self, index: usize) -> u64 {
+        virt::read_lr(index)
     }
 
     #[inline]
-    fn read(&self, lrs: &mut [u64]) {
-        virt::read_lrs(lrs);
-    }
-
-    #[inline]
-    fn write(&mut self, lrs: &[u64]) {
-        virt::write_lrs(lrs);
+    fn write(&mut self, first: usize, lrs: &[u64]) {
+        virt::write_lrs(first, lrs, machine::get().interface.list_registers);
     }
 }
 

@@ -15,7 +15,7 @@ use kernel::uart::Uart;
 use kernel::{fallible, layout};
 use manifest::Manifest;
 use pci::ConfigSpace;
-use vgic::{BadAddress, Frame, Host, Intid, Vgic};
+use vgic::{BadAddress, Frame, Host, Interface, Intid, Vgic};
 use vpci::{
     BarIndex, BarInfo, BarKind, Bus, BusAddress, BusRange, ClaimError, ConfigAccess, Decoder,
     Offset, Owner, PhysicalConfig, Pin, Position, Sbdf, Setup, Size, Vendor,
@@ -167,6 +167,23 @@ impl Host for Commands {
     }
 }
 
+/// A virtual CPU interface on which nothing happens, with all groups on.
+struct Cpu;
+
+impl Interface for Cpu {
+    fn hcr(&self) -> u64 {
+        0
+    }
+    fn set_hcr(&mut self, _: u64) {}
+    fn vmcr(&self) -> u64 {
+        0xff << 24 | 3
+    }
+    fn read(&self, _: usize) -> u64 {
+        0
+    }
+    fn write(&mut self, _: usize, _: &[u64]) {}
+}
+
 fn interrupt_controller() -> Result<Vgic, vgic::OutOfMemory> {
     Vgic::new(&vgic::Config {
         affinities: &[0, 1, 2],
@@ -235,8 +252,7 @@ fn the_interrupt_controller() {
                 known < 40
             });
             most = most.max(known);
-            let mut lrs = [0; 4];
-            vgic.flush(0, 0xff << 24 | 3, &mut lrs);
+            vgic.refill(0, &mut Cpu, &mut host);
             vgic.reset();
             vgic.write(Frame::Distributor, 0, 4, 3, &mut host);
         });

@@ -86,62 +86,55 @@ macro_rules! list_registers {
     };
 }
 
-/// Reads the first registers into `values`, as many as these are: in a straight line, without a
-/// jump for each.
+/// Reads a list register.
 #[inline]
-pub fn read_lrs(values: &mut [u64]) {
-    macro_rules! read_all {
+pub fn read_lr(index: usize) -> u64 {
+    macro_rules! read_one {
         ($($n:literal $name:literal),*) => {
-            $(match values.get_mut($n) {
-                Some(value) => *value = sysreg::read!($name),
-                None => return,
-            })*
+            match index {
+                $($n => sysreg::read!($name),)*
+                _ => 0,
+            }
         };
     }
-    list_registers!(read_all);
+    list_registers!(read_one)
 }
 
-/// Writes `values` to the first list registers.
+/// Writes `values` to the list registers from `first` on, and zero to those behind, of `count`: in a straight
+/// line, without a jump for each.
 #[inline]
-pub fn write_lrs(values: &[u64]) {
+pub fn write_lrs(first: usize, values: &[u64], count: usize) {
     macro_rules! write_all {
         ($($n:literal $name:literal),*) => {
-            $(match values.get($n) {
-                Some(value) => { sysreg::write!($name, *value) }
-                None => return,
-            })*
+            $(
+                if $n >= count {
+                    return;
+                }
+                if $n >= first {
+                    sysreg::write!($name, values.get($n - first).copied().unwrap_or(0));
+                }
+            )*
         };
     }
     list_registers!(write_all);
 }
 
-/// The virtual interface of a vCPU that does not run.
+/// The virtual interface of a vCPU that does not run. Its list registers are empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
 pub struct State {
-    /// `ICH_HCR_EL2`.
-    pub hcr: u64,
     /// `ICH_VMCR_EL2`.
     pub vmcr: u64,
     /// Active priorities of Group 0 and Group 1, as many as [`Shape`] says.
     pub active_priorities: [[u64; 4]; 2],
-    /// List registers, as many as [`Shape`] says.
-    pub lr: [u64; MAX_LIST_REGISTERS],
 }
 
 impl State {
-    /// Takes the virtual interface's state over from the pCPU and turns it off. Of the list
-    /// registers only the first `used` are looked at: those that were written for this vCPU.
+    /// Takes the virtual interface's state over from the pCPU and turns it off.
     ///
     /// Returns without a barrier: an `isb`, or the return to another EL, makes it take effect.
     #[inline]
-    pub fn save(&mut self, shape: &Shape, used: usize) {
-        self.hcr = read_hcr();
+    pub fn save(&mut self, shape: &Shape) {
         self.vmcr = read_vmcr();
-        let used = used.min(shape.list_registers);
-        if let Some(lrs) = self.lr.get_mut(..used) {
-            read_lrs(lrs);
-        }
         let [group0, group1] = &mut self.active_priorities;
         group0[0] = sysreg::read!("ich_ap0r0_el2");
         group1[0] = sysreg::read!("ich_ap1r0_el2");
@@ -158,7 +151,8 @@ impl State {
         write_hcr(0);
     }
 
-    /// Gives the pCPU's virtual interface the state of this vCPU, with all list registers.
+    /// Gives the pCPU's virtual interface the state of this vCPU. It stays off until its list registers are
+    /// filled.
     #[inline]
     pub fn restore(&self, shape: &Shape) {
         write_vmcr(self.vmcr);
@@ -175,10 +169,6 @@ impl State {
             sysreg::write!("ich_ap0r3_el2", group0[3]);
             sysreg::write!("ich_ap1r3_el2", group1[3]);
         }
-        if let Some(lrs) = self.lr.get(..shape.list_registers) {
-            write_lrs(lrs);
-        }
-        write_hcr(self.hcr);
     }
 }
 
@@ -186,6 +176,7 @@ impl State {
 pub fn init(shape: &Shape) {
     write_hcr(0);
     State::default().restore(shape);
+    write_lrs(0, &[], shape.list_registers);
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::irq::{Flags, Intid, Irq, Irqs, NOBODY, PRIVATE, Place};
 use crate::lr::{self, Hcr, LIST_REGISTERS, Lr, Vtr};
 use crate::queue::{End, Queue};
 use crate::sparse::Budget;
-use crate::{Config, Host, OutOfMemory, Vgic, filled};
+use crate::{Config, Host, Interface, OutOfMemory, Vgic, filled};
 
 /// What the tables of one domain's LPIs may take: all LPIs fit, mapped once by devices of 32 events.
 const TABLE_BYTES: usize = 5 << 18;
@@ -22,20 +22,6 @@ pub enum Group {
     Zero,
     /// `ICC_SGI1R_EL1`.
     One,
-}
-
-/// What the kernel puts into hardware after [`Vgic::flush`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listing {
-    /// The first list register that has to be written.
-    pub first: usize,
-    /// List registers that are used. The others hold zero.
-    pub used: usize,
-    /// The value of `ICH_HCR_EL2`.
-    pub hcr: Hcr,
-    /// PPIs whose physical interrupt has to be made inactive on this pCPU, a bit for each INTID of
-    /// the domain's.
-    pub deactivate: u32,
 }
 
 /// One vCPU's redistributor and virtual CPU interface.
@@ -128,6 +114,19 @@ impl Cpu {
         let queues = self.ready.iter().enumerate();
         let levels = queues.map(|(group, queue)| if on(group) { queue.best_level() } else { 32 });
         levels.min().unwrap_or(32) << 3
+    }
+
+    /// Returns what was written to a list register, and what is in it: the same beyond the first `inside`,
+    /// which are in hardware.
+    #[inline]
+    fn listed_at(&self, index: usize, inside: usize, interface: &impl Interface) -> (Lr, Lr) {
+        let written = *self.written.get(index).unwrap_or(&0);
+        let now = if index < inside {
+            interface.read(index)
+        } else {
+            written
+        };
+        (Lr::from_bits_retain(written), Lr::from_bits_retain(now))
     }
 
     fn listed(&self) -> impl Iterator<Item = Intid> {
@@ -568,15 +567,28 @@ impl Gic {
 
     // List registers.
 
+    /// Returns whether anything is in a list register of a vCPU, or posted to it.
+    #[inline]
+    pub(crate) fn lists(&self, vcpu: usize) -> bool {
+        self.cpus.get(vcpu).is_some_and(|cpu| cpu.used != 0)
+    }
+
+    /// Returns whether what the list registers of a vCPU hold has to be chosen anew. Otherwise what was
+    /// posted only has to be written.
+    #[inline]
+    pub(crate) fn is_out_of_date(&self, vcpu: usize) -> bool {
+        self.cpus.get(vcpu).is_some_and(|cpu| cpu.stale)
+    }
+
     /// Takes back what the list registers of a vCPU hold.
-    fn sync(&mut self, vcpu: usize, hcr: u64, lrs: &[u64], host: &mut impl Host) {
+    pub(crate) fn sync(&mut self, vcpu: usize, interface: &impl Interface, host: &mut impl Host) {
         let Some(cpu) = self.cpus.get_mut(vcpu) else {
             return;
         };
         let used = core::mem::take(&mut cpu.used);
         let inside = core::mem::take(&mut cpu.inside);
         (cpu.filled, cpu.hcr) = (false, Hcr::EN);
-        for _ in 0..lr::eoi_count(hcr) {
+        for _ in 0..lr::eoi_count(interface.hcr()) {
             self.end_unlisted(vcpu, host);
         }
         // From the last to the first, so that what goes back to the head of its queue keeps the
@@ -585,10 +597,7 @@ impl Gic {
             let Some(cpu) = self.cpus.get(vcpu) else {
                 return;
             };
-            let written = *cpu.written.get(index).unwrap_or(&0);
-            let now = lrs.get(index).filter(|_| index < inside);
-            let now = *now.unwrap_or(&written);
-            let (written, now) = (Lr::from_bits_retain(written), Lr::from_bits_retain(now));
+            let (written, now) = cpu.listed_at(index, inside, interface);
             self.take_back(vcpu, written, now, host);
         }
         let groups = self.groups;
@@ -635,22 +644,31 @@ impl Gic {
         }
     }
 
-    /// Brings list registers up to date while nothing waits for room: what belongs into them stays.
-    fn renew(&mut self, vcpu: usize, lrs: &mut [u64], host: &mut impl Host) -> Option<Listing> {
-        let cpu = self.cpus.get(vcpu)?;
-        let (used, inside, lpis) = (cpu.used, cpu.inside, cpu.lpis);
+    /// Chooses anew what list registers hold where nothing waits for room and nothing is active outside
+    /// them: what belongs into them stays. Returns whether that was so, and `flush` may follow; otherwise
+    /// `sync` comes first.
+    pub(crate) fn renew(
+        &mut self,
+        vcpu: usize,
+        interface: &impl Interface,
+        host: &mut impl Host,
+    ) -> bool {
+        let Some(cpu) = self.cpus.get_mut(vcpu).filter(|cpu| !cpu.waits()) else {
+            return false;
+        };
+        let (used, lpis) = (cpu.used, cpu.lpis);
+        // What is kept is not in hardware until `flush` has written it.
+        let inside = core::mem::take(&mut cpu.inside);
         let mut kept = 0;
         for index in 0..used {
-            let cpu = self.cpus.get_mut(vcpu)?;
-            let written = *cpu.written.get(index)?;
-            let now = if index < inside {
-                *lrs.get(index)?
-            } else {
-                written
+            let Some(cpu) = self.cpus.get_mut(vcpu) else {
+                return false;
             };
-            let (written, now) = (Lr::from_bits_retain(written), Lr::from_bits_retain(now));
+            let (written, now) = cpu.listed_at(index, inside, interface);
             let intid = written.intid();
-            let irq = self.irqs.get_mut(vcpu, intid)?;
+            let Some(irq) = self.irqs.get_mut(vcpu, intid) else {
+                continue;
+            };
             fold(irq, intid, written, now, host);
             let here = irq.has(Flags::ANY) && !cpu.asleep || usize::from(irq.route) == vcpu;
             let deliverable = irq.has(Flags::ENABLED)
@@ -658,10 +676,11 @@ impl Gic {
                 && self.groups & 1 << irq.group() != 0
                 && here
                 && (lpis || !intid.is_lpi());
-            if deliverable || irq.has(Flags::ACTIVE) {
+            if (deliverable || irq.has(Flags::ACTIVE))
+                && let Some(slot) = cpu.written.get_mut(kept)
+            {
                 let physical = *self.physical.get(intid.index()).unwrap_or(&0);
-                let lr = compose(irq, intid, physical).bits();
-                (*cpu.written.get_mut(kept)?, *lrs.get_mut(kept)?) = (lr, lr);
+                *slot = compose(irq, intid, physical).bits();
                 kept += 1;
                 continue;
             }
@@ -670,38 +689,11 @@ impl Gic {
                 self.relink(vcpu, intid, End::Front, host);
             }
         }
-        let cpu = self.cpus.get_mut(vcpu)?;
-        (cpu.used, cpu.inside, cpu.hcr) = (kept, kept, Hcr::EN);
-        cpu.stale = cpu.waits();
-        cpu.filled = true;
-        Some(Listing {
-            first: 0,
-            used: kept,
-            hcr: Hcr::EN,
-            deactivate: core::mem::take(&mut cpu.deactivate),
-        })
-    }
-
-    /// Brings list registers up to date.
-    fn refresh(
-        &mut self,
-        vcpu: usize,
-        hcr: u64,
-        vmcr: u64,
-        lrs: &mut [u64],
-        host: &mut impl Host,
-    ) -> Listing {
-        let cpu = self.cpus.get(vcpu);
-        let simple = cpu.is_some_and(|cpu| !cpu.waits() && cpu.used <= lrs.len());
-        if simple
-            && lr::eoi_count(hcr) == 0
-            && let Some(listing) = self.renew(vcpu, lrs, host)
-            && !self.cpus.get(vcpu).is_some_and(|cpu| cpu.stale)
-        {
-            return listing;
-        }
-        self.sync(vcpu, hcr, lrs, host);
-        self.flush(vcpu, vmcr, lrs)
+        let Some(cpu) = self.cpus.get_mut(vcpu) else {
+            return false;
+        };
+        (cpu.used, cpu.hcr, cpu.stale) = (kept, Hcr::EN, false);
+        !cpu.waits()
     }
 
     fn relink(&mut self, vcpu: usize, intid: Intid, end: End, host: &mut impl Host) {
@@ -710,43 +702,33 @@ impl Gic {
         }
     }
 
-    /// Chooses what goes into the list registers of a vCPU that hold nothing of it.
-    fn flush(&mut self, vcpu: usize, vmcr: u64, lrs: &mut [u64]) -> Listing {
-        let mut listing = Listing {
-            first: 0,
-            used: 0,
-            hcr: Hcr::EN,
-            deactivate: 0,
-        };
+    /// Writes the list registers of a vCPU: what was posted or stays, or, if there is to be chosen, what is
+    /// most urgent; they hold nothing of it then. Returns the PPIs whose physical interrupt has to be made
+    /// inactive.
+    pub(crate) fn flush(&mut self, vcpu: usize, interface: &mut impl Interface) -> u32 {
         let Some(cpu) = self.cpus.get_mut(vcpu) else {
-            return listing;
+            return 0;
         };
         cpu.filled = true;
-        listing.deactivate = core::mem::take(&mut cpu.deactivate);
-        listing.first = core::mem::replace(&mut cpu.inside, cpu.used);
-        if !core::mem::take(&mut cpu.stale) {
-            (listing.used, listing.hcr) = (cpu.used, cpu.hcr);
-            let new = cpu.written.iter().zip(lrs).take(cpu.used);
-            new.skip(listing.first)
-                .for_each(|(written, lr)| *lr = *written);
-            return listing;
+        if core::mem::take(&mut cpu.stale) {
+            debug_assert_eq!(cpu.used, 0, "flush without sync");
+            let list = List {
+                vcpu,
+                physical: &self.physical,
+                groups: self.groups,
+                room: self.room,
+            };
+            if !cpu.active.is_empty() && !list.active(cpu, &mut self.irqs) {
+                cpu.hcr |= Hcr::LRENPIE;
+                cpu.hcr.set(Hcr::TDIR, self.traps_dir);
+            }
+            let watch = list.ready(cpu, &mut self.irqs, interface.vmcr());
+            cpu.hcr |= watch;
         }
-        debug_assert_eq!(cpu.used, 0, "flush without sync");
-        let mut list = List {
-            vcpu,
-            physical: &self.physical,
-            groups: self.groups,
-            room: self.room.min(lrs.len()),
-            lrs,
-        };
-        if !cpu.active.is_empty() && !list.active(cpu, &mut self.irqs) {
-            listing.hcr |= Hcr::LRENPIE;
-            listing.hcr.set(Hcr::TDIR, self.traps_dir);
-        }
-        listing.hcr |= list.ready(cpu, &mut self.irqs, vmcr);
-        listing.used = cpu.used;
-        (cpu.inside, cpu.hcr) = (cpu.used, listing.hcr);
-        listing
+        let first = core::mem::replace(&mut cpu.inside, cpu.used);
+        interface.write(first, cpu.written.get(first..cpu.used).unwrap_or_default());
+        interface.set_hcr(cpu.hcr.bits());
+        core::mem::take(&mut cpu.deactivate)
     }
 }
 
@@ -788,13 +770,12 @@ struct List<'a> {
     physical: &'a [u16; PRIVATE],
     groups: u8,
     room: usize,
-    lrs: &'a mut [u64],
 }
 
 impl List<'_> {
     /// Lists what is active, the most urgent first: this is what the guest ends first. One list
     /// register is left for what is pending. Returns whether all fit.
-    fn active(&mut self, cpu: &mut Cpu, irqs: &mut Irqs) -> bool {
+    fn active(&self, cpu: &mut Cpu, irqs: &mut Irqs) -> bool {
         let left = usize::from(cpu.has_ready(self.groups));
         while cpu.used + left < self.room {
             let Some(intid) = cpu.active.pop(irqs, self.vcpu) else {
@@ -810,7 +791,7 @@ impl List<'_> {
     /// What the guest takes at its CPU interface comes first, so that the other group cannot be in
     /// its way.
     #[inline]
-    fn ready(&mut self, cpu: &mut Cpu, irqs: &mut Irqs, vmcr: u64) -> Hcr {
+    fn ready(&self, cpu: &mut Cpu, irqs: &mut Irqs, vmcr: u64) -> Hcr {
         let taken = self.groups & lr::enabled_groups(vmcr);
         self.fill(cpu, irqs, taken);
         if !cpu.has_ready(self.groups) {
@@ -826,7 +807,7 @@ impl List<'_> {
     }
 
     #[inline]
-    fn fill(&mut self, cpu: &mut Cpu, irqs: &mut Irqs, groups: u8) {
+    fn fill(&self, cpu: &mut Cpu, irqs: &mut Irqs, groups: u8) {
         while cpu.used < self.room
             && let Some(queue) = cpu.best(groups)
             && let Some(intid) = queue.pop(irqs, self.vcpu)
@@ -837,16 +818,14 @@ impl List<'_> {
 
     /// Puts an interrupt that is in no queue into the next list register.
     #[inline]
-    fn put(&mut self, cpu: &mut Cpu, irqs: &mut Irqs, intid: Intid) {
-        let slots = (self.lrs.get_mut(cpu.used), cpu.written.get_mut(cpu.used));
-        if let (Some(slot), Some(written)) = slots
+    fn put(&self, cpu: &mut Cpu, irqs: &mut Irqs, intid: Intid) {
+        if let Some(written) = cpu.written.get_mut(cpu.used)
             && let Some(irq) = irqs.get_mut(self.vcpu, intid)
         {
             let physical = self.physical.get(intid.index());
-            let lr = compose(irq, intid, *physical.unwrap_or(&0)).bits();
+            *written = compose(irq, intid, *physical.unwrap_or(&0)).bits();
             irq.place = Place::Listed;
             cpu.used += 1;
-            (*slot, *written) = (lr, lr);
         }
     }
 }
@@ -979,7 +958,7 @@ impl Vgic {
         self.gic.sgi(from, group, value, host);
     }
 
-    /// Carries out a trapped write to `ICC_DIR_EL1`, after [`Self::refresh`].
+    /// Carries out a trapped write to `ICC_DIR_EL1`, after [`Self::take_back`].
     ///
     /// It is trapped only while [`Hcr::TDIR`] is set, and does nothing unless the guest has set
     /// `ICC_CTLR_EL1.EOImode` (`ICH_VMCR_EL2.VEOIM`, in `vmcr`).
@@ -991,69 +970,6 @@ impl Vgic {
         if irq.is_some_and(|irq| irq.has(Flags::ACTIVE) && usize::from(irq.home) == vcpu) {
             self.gic.set_active(vcpu, intid, false, host);
         }
-    }
-
-    /// Returns whether the list registers of a vCPU are out of date.
-    #[must_use]
-    #[inline]
-    pub fn needs_flush(&self, vcpu: usize) -> bool {
-        let cpu = self.gic.cpus.get(vcpu);
-        cpu.is_some_and(|cpu| cpu.stale || cpu.used != cpu.inside)
-    }
-
-    /// Returns whether the list registers in use have to be looked at, by [`Self::refresh`].
-    /// Otherwise what is new only needs a free one, and [`Self::flush`] does.
-    #[must_use]
-    #[inline]
-    pub fn needs_sync(&self, vcpu: usize) -> bool {
-        self.gic.cpus.get(vcpu).is_some_and(|cpu| cpu.stale)
-    }
-
-    /// Returns how many list registers are in use, and have to be read for [`Self::refresh`] and
-    /// [`Self::sync`].
-    #[must_use]
-    #[inline]
-    pub fn used(&self, vcpu: usize) -> usize {
-        self.gic.cpus.get(vcpu).map_or(0, |cpu| cpu.inside)
-    }
-
-    /// Returns whether anything is in a list register of a vCPU, or is to be put into one by
-    /// [`Self::flush`]: then [`Self::sync`] has something to take back.
-    #[must_use]
-    #[inline]
-    pub fn lists(&self, vcpu: usize) -> bool {
-        self.gic.cpus.get(vcpu).is_some_and(|cpu| cpu.used != 0)
-    }
-
-    /// Takes all interrupts of a vCPU back out of its list registers, which mean nothing then: the
-    /// vCPU is not loaded any more.
-    ///
-    /// `lrs` are the list registers in use and `hcr` is `ICH_HCR_EL2`, as they are in hardware.
-    pub fn sync(&mut self, vcpu: usize, hcr: u64, lrs: &[u64], host: &mut impl Host) {
-        self.gic.sync(vcpu, hcr, lrs, host);
-    }
-
-    /// Fills the list registers of a vCPU that is loaded now, or that stays loaded and does not need
-    /// [`Self::refresh`]. `lrs` has room for all of them; `vmcr` is `ICH_VMCR_EL2` of the vCPU.
-    ///
-    /// Only `lrs[listing.first..listing.used]` is written.
-    pub fn flush(&mut self, vcpu: usize, vmcr: u64, lrs: &mut [u64]) -> Listing {
-        self.gic.flush(vcpu, vmcr, lrs)
-    }
-
-    /// Takes back what the list registers in use hold, and fills them with what is most urgent.
-    ///
-    /// `lrs` has room for all of them, and holds those in use; `hcr` and `vmcr` are `ICH_HCR_EL2`
-    /// and `ICH_VMCR_EL2`, as they are in hardware.
-    pub fn refresh(
-        &mut self,
-        vcpu: usize,
-        hcr: u64,
-        vmcr: u64,
-        lrs: &mut [u64],
-        host: &mut impl Host,
-    ) -> Listing {
-        self.gic.refresh(vcpu, hcr, vmcr, lrs, host)
     }
 
     /// Returns whether a vCPU whose list registers were taken back has an interrupt to take, with

@@ -11,8 +11,7 @@
 //! takes that back too. Nothing is posted to a vCPU that is not loaded: it may stay so, and what is posted
 //! goes nowhere else.
 
-use crate::lr::LIST_REGISTERS;
-use crate::{Host, Vgic};
+use crate::{Hcr, Host, Vgic};
 
 /// A virtual CPU interface (Arm IHI 0069, chapter 12).
 pub trait Interface {
@@ -22,12 +21,10 @@ pub trait Interface {
     fn set_hcr(&mut self, value: u64);
     /// Reads `ICH_VMCR_EL2`.
     fn vmcr(&self) -> u64;
-    /// Returns how many list registers there are.
-    fn list_registers(&self) -> usize;
-    /// Reads the first list registers.
-    fn read(&self, lrs: &mut [u64]);
-    /// Writes the first list registers.
-    fn write(&mut self, lrs: &[u64]);
+    /// Reads a list register.
+    fn read(&self, index: usize) -> u64;
+    /// Writes the list registers from `first` on, and zero to all behind `lrs`.
+    fn write(&mut self, first: usize, lrs: &[u64]);
 }
 
 impl Vgic {
@@ -40,10 +37,12 @@ impl Vgic {
         interface: &mut impl Interface,
         host: &mut impl Host,
     ) -> bool {
-        if !self.lists(vcpu) {
+        if !self.gic.lists(vcpu) {
             return false;
         }
-        self.empty(vcpu, interface, host);
+        self.gic.sync(vcpu, interface, host);
+        // What is left in hardware means nothing, and must raise no maintenance interrupt.
+        interface.set_hcr(0);
         true
     }
 
@@ -55,19 +54,11 @@ impl Vgic {
         }
     }
 
-    #[inline]
-    fn empty(&mut self, vcpu: usize, interface: &mut impl Interface, host: &mut impl Host) {
-        let mut lrs = [0; LIST_REGISTERS];
-        let used = self.used(vcpu);
-        let lrs = lrs.get_mut(..used).unwrap_or_default();
-        interface.read(lrs);
-        self.sync(vcpu, interface.hcr(), lrs, host);
-        // What is left in hardware means nothing, and must raise no maintenance interrupt.
-        interface.set_hcr(0);
-    }
-
     /// Brings the list registers of a loaded vCPU up to date. Returns the PPIs whose physical interrupt
     /// has to be made inactive on this pCPU, a bit for each INTID of the domain's.
+    ///
+    /// What is in hardware is looked at if it has to be chosen anew, or if `ICH_HCR_EL2.En` is not set: who
+    /// takes the maintenance interrupt clears it.
     #[inline]
     pub fn refill(
         &mut self,
@@ -75,17 +66,12 @@ impl Vgic {
         interface: &mut impl Interface,
         host: &mut impl Host,
     ) -> u32 {
-        // What was posted to empty list registers only has to be written.
-        if self.used(vcpu) != 0 || self.needs_sync(vcpu) {
-            self.empty(vcpu, interface, host);
+        let hcr = Hcr::from_bits_retain(interface.hcr());
+        if (self.gic.is_out_of_date(vcpu) || !hcr.contains(Hcr::EN))
+            && !self.gic.renew(vcpu, interface, host)
+        {
+            self.gic.sync(vcpu, interface, host);
         }
-        let mut lrs = [0; LIST_REGISTERS];
-        let lrs = lrs
-            .get_mut(..interface.list_registers())
-            .unwrap_or_default();
-        let listing = self.flush(vcpu, interface.vmcr(), lrs);
-        interface.write(lrs);
-        interface.set_hcr(listing.hcr.bits());
-        listing.deactivate
+        self.gic.flush(vcpu, interface)
     }
 }

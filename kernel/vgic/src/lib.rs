@@ -10,7 +10,7 @@
 //!  | collections      |   |             active (likewise)      <-> listed        |
 //!  +------------------+   +------------------------------------------------------+
 //!                                  |  ^                     |
-//!                            flush |  | sync                | Host::kick
+//!                           refill |  | take_back           | Host::kick
 //!                                  v  |                     v
 //!                         list registers of a pCPU      the kernel
 //! ```
@@ -26,8 +26,6 @@
 //! - before it waits, as [`Vgic::pending`] may say that it need not, and before its guest is told the
 //!   state of interrupts: [`Vgic::take_back`]. If it goes on, [`Vgic::refill`] comes first;
 //! - when it is unloaded: [`Vgic::unload`].
-//!
-//! These are made of [`Vgic::sync`], [`Vgic::flush`] and [`Vgic::refresh`], which know no hardware.
 //!
 //! What a guest sees: one security state (`GICD_CTLR.DS`), affinity routing always on, five bits of
 //! priority, and as much of an ITS as there is without GICv4. Both groups work; interrupts reset
@@ -63,7 +61,7 @@ use access::Access;
 use gic::Gic;
 use its::Its;
 
-pub use gic::{Group, Listing};
+pub use gic::Group;
 pub use interface::Interface;
 pub use irq::Intid;
 pub use its::Target;

@@ -29,7 +29,7 @@ bitflags! {
         const _ = !0;
     }
 
-    /// The bits of `ICH_HCR_EL2` that [`crate::Vgic::flush`] decides.
+    /// The bits of `ICH_HCR_EL2` that [`crate::Vgic::refill`] decides.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Hcr: u64 {
         /// The virtual CPU interface works.

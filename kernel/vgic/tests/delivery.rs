@@ -124,18 +124,13 @@ fn an_edge_while_active_is_delivered_after_the_end() {
 #[test]
 fn nothing_pending_costs_nothing() {
     let mut machine = machine();
-    assert!(!machine.vgic.needs_flush(0));
-    assert_eq!(machine.vgic.used(0), 0);
+    assert_eq!(machine.refresh(0), 0);
     machine.vgic.pulse(0, Intid::new(33), &mut machine.outside);
-    assert!(machine.vgic.needs_flush(0));
-    assert!(!machine.vgic.needs_flush(1));
-    assert!(machine.vgic.pending(0, VMCR) && !machine.vgic.pending(1, VMCR));
-    let listing = machine.refresh(0);
-    assert_eq!(
-        (listing.used, listing.hcr, listing.deactivate),
-        (1, Hcr::EN, 0)
-    );
-    assert!(!machine.vgic.needs_flush(0));
+    assert_eq!(machine.outside.kicked, [0].into());
+    assert!(!machine.wait(1) && machine.wait(0));
+    assert_eq!(machine.refresh(0), 1);
+    assert_eq!(machine.cpus[0].hcr, Hcr::EN.bits());
+    assert!(machine.outside.kicked.is_empty());
 }
 
 #[test]
@@ -335,9 +330,9 @@ fn sgis_go_where_they_are_sent() {
         let kicked: Vec<usize> = outside.kicked.iter().copied().collect();
         assert_eq!(&kicked, reached, "{value:#x} from {from}");
         for vcpu in kicked {
-            let mut lrs = [0; 4];
-            assert_eq!(vgic.flush(vcpu, VMCR, &mut lrs).used, 1);
-            assert_eq!(lrs[0], 5 | GROUP1 | PENDING);
+            let mut cpu = Machine::new(1, 4).cpus.remove(0);
+            assert_eq!(vgic.refill(vcpu, &mut cpu, &mut outside), 0);
+            assert_eq!(cpu.lrs, [5 | GROUP1 | PENDING, 0, 0, 0]);
         }
     }
 }

@@ -360,7 +360,6 @@ fn without_an_its_there_are_no_lpis() {
 /// A machine whose kicks have yet to arrive, with the first LPIs mapped to the first vCPU.
 fn held(lpis: u64) -> Machine {
     let mut machine = Machine::new(2, 4);
-    machine.refills = true;
     machine.bring_up();
     assert!(machine.command(mapd(8, 4)));
     for index in 0..lpis {

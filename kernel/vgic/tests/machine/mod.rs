@@ -6,7 +6,7 @@ pub(crate) mod its;
 
 use std::collections::BTreeSet;
 
-use vgic::{BadAddress, Config, Frame, Hcr, Host, Intid, Listing, Vgic};
+use vgic::{BadAddress, Config, Frame, Hcr, Host, Intid, Vgic};
 
 pub(crate) const EOI: u64 = 1 << 41;
 pub(crate) const GROUP1: u64 = 1 << 60;
@@ -90,8 +90,6 @@ pub(crate) struct Machine {
     pub(crate) lpis_stay: bool,
     /// Whether the kernel looks at the timer's line when it refreshes list registers.
     pub(crate) samples_timer: bool,
-    /// Whether list registers are filled by what the kernel uses, in place of what that is made of.
-    pub(crate) refills: bool,
     /// Kicks and maintenance interrupts are on their way, and have not arrived.
     pub(crate) held: bool,
 }
@@ -109,16 +107,14 @@ impl vgic::Interface for Interface {
         self.vmcr
     }
 
-    fn list_registers(&self) -> usize {
-        self.lrs.len()
+    fn read(&self, index: usize) -> u64 {
+        self.lrs[index]
     }
 
-    fn read(&self, lrs: &mut [u64]) {
-        lrs.copy_from_slice(&self.lrs[..lrs.len()]);
-    }
-
-    fn write(&mut self, lrs: &[u64]) {
-        self.lrs[..lrs.len()].copy_from_slice(lrs);
+    fn write(&mut self, first: usize, lrs: &[u64]) {
+        let (new, rest) = self.lrs[first..].split_at_mut(lrs.len());
+        new.copy_from_slice(lrs);
+        rest.fill(0);
     }
 }
 
@@ -154,7 +150,6 @@ impl Machine {
             cpus: vec![interface; vcpus],
             lpis_stay: true,
             samples_timer: true,
-            refills: false,
             held: false,
         }
     }
@@ -257,28 +252,23 @@ impl Machine {
         assert!(!self.cpus[vcpu].loaded);
         self.cpus[vcpu].loaded = true;
         self.cpus[vcpu].timer_active = self.vgic.mapped_active(vcpu, TIMER);
-        if self.refills {
-            self.refill(vcpu);
-        } else {
-            self.update(vcpu);
-        }
+        // What the one before has left in its list registers.
+        self.cpus[vcpu].lrs.fill(!0);
+        self.refill(vcpu);
         self.settle();
     }
 
     pub(crate) fn unload(&mut self, vcpu: usize) {
         assert!(self.cpus[vcpu].loaded);
-        if self.refills {
-            let (cpu, host) = (&mut self.cpus[vcpu], &mut self.outside);
-            self.vgic.unload(vcpu, cpu, host);
-        } else {
-            self.take_back(vcpu);
-        }
-        self.cpus[vcpu].loaded = false;
+        let (cpu, host) = (&mut self.cpus[vcpu], &mut self.outside);
+        self.vgic.unload(vcpu, cpu, host);
+        // The kernel turns the interface off.
+        (cpu.loaded, cpu.hcr) = (false, 0);
     }
 
     /// Does what WFI does, and returns whether the vCPU goes on at once.
     pub(crate) fn wait(&mut self, vcpu: usize) -> bool {
-        assert!(self.cpus[vcpu].loaded && self.refills);
+        assert!(self.cpus[vcpu].loaded);
         let (cpu, host) = (&mut self.cpus[vcpu], &mut self.outside);
         self.vgic.take_back(vcpu, cpu, host);
         let pending = self.vgic.pending(vcpu, cpu.vmcr);
@@ -288,74 +278,30 @@ impl Machine {
 
     /// Brings list registers up to date, as the kernel does.
     fn refill(&mut self, vcpu: usize) {
+        if self.samples_timer && !self.outside.timer_lines[vcpu] {
+            self.vgic.set_level(vcpu, TIMER, false, &mut self.outside);
+        }
         self.outside.kicked.remove(&vcpu);
         let (cpu, host) = (&mut self.cpus[vcpu], &mut self.outside);
         let deactivate = self.vgic.refill(vcpu, cpu, host);
         if deactivate & 1 << TIMER.get() != 0 {
             cpu.timer_active = false;
         }
+        assert!(cpu.hcr & Hcr::EN.bits() != 0);
     }
 
-    fn take_back(&mut self, vcpu: usize) {
-        let used = self.vgic.used(vcpu);
-        let cpu = &mut self.cpus[vcpu];
-        assert!(cpu.lrs[used..].iter().all(|lr| *lr == 0));
-        self.vgic
-            .sync(vcpu, cpu.hcr, &cpu.lrs[..used], &mut self.outside);
-        cpu.lrs.fill(0);
-        cpu.hcr = 1;
-    }
-
-    /// Brings list registers up to date, with a look at all in use.
-    pub(crate) fn refresh(&mut self, vcpu: usize) -> Listing {
-        if self.samples_timer && !self.outside.timer_lines[vcpu] {
-            self.vgic.set_level(vcpu, TIMER, false, &mut self.outside);
-        }
-        self.outside.kicked.remove(&vcpu);
-        let used = self.vgic.used(vcpu);
-        let cpu = &mut self.cpus[vcpu];
-        assert!(cpu.lrs[used..].iter().all(|lr| *lr == 0));
-        // What is not in use need not be read.
-        let mut lrs = vec![!0; cpu.lrs.len()];
-        lrs[..used].copy_from_slice(&cpu.lrs[..used]);
-        let (hcr, vmcr) = (cpu.hcr, cpu.vmcr);
-        let outside = &mut self.outside;
-        let listing = self.vgic.refresh(vcpu, hcr, vmcr, &mut lrs, outside);
-        cpu.lrs.fill(0);
-        assert_eq!(listing.first, 0);
-        self.carry_out(vcpu, &lrs, listing)
-    }
-
-    /// Brings list registers up to date, with a look at those in use only if that is needed.
-    pub(crate) fn update(&mut self, vcpu: usize) -> Listing {
-        if self.vgic.needs_sync(vcpu) {
-            return self.refresh(vcpu);
-        }
-        self.outside.kicked.remove(&vcpu);
-        let cpu = &mut self.cpus[vcpu];
-        let mut lrs = vec![!0; cpu.lrs.len()];
-        let listing = self.vgic.flush(vcpu, cpu.vmcr, &mut lrs);
-        self.carry_out(vcpu, &lrs, listing)
-    }
-
-    fn carry_out(&mut self, vcpu: usize, lrs: &[u64], listing: Listing) -> Listing {
-        let cpu = &mut self.cpus[vcpu];
-        let new = listing.first..listing.used;
-        cpu.lrs[new.clone()].copy_from_slice(&lrs[new]);
-        cpu.hcr = listing.hcr.bits();
-        if listing.deactivate & 1 << TIMER.get() != 0 {
-            cpu.timer_active = false;
-        }
-        assert!(!self.vgic.needs_flush(vcpu));
-        assert_eq!(listing.used, self.vgic.used(vcpu));
-        listing
+    /// The same with a look at all list registers. Returns how many are used then.
+    pub(crate) fn refresh(&mut self, vcpu: usize) -> usize {
+        let (cpu, host) = (&mut self.cpus[vcpu], &mut self.outside);
+        self.vgic.take_back(vcpu, cpu, host);
+        self.refill(vcpu);
+        let lrs = &self.cpus[vcpu].lrs;
+        lrs.iter().filter(|lr| **lr != 0).count()
     }
 
     pub(crate) fn refresh_all(&mut self) {
         for vcpu in 0..self.cpus.len() {
-            if self.cpus[vcpu].loaded && self.refills {
-                self.refill(vcpu);
-            } else if self.cpus[vcpu].loaded {
+            if self.cpus[vcpu].loaded {
                 self.refresh(vcpu);
             }
         }
@@ -381,14 +327,12 @@ impl Machine {
                     self.vgic.set_level(vcpu, TIMER, true, &mut self.outside);
                     quiet = false;
                 }
-                if self.refills && (self.maintenance(vcpu) || kicked) {
+                let maintenance = self.maintenance(vcpu);
+                if maintenance {
+                    self.cpus[vcpu].hcr &= !Hcr::EN.bits();
+                }
+                if maintenance || kicked {
                     self.refill(vcpu);
-                    quiet = false;
-                } else if self.maintenance(vcpu) {
-                    self.refresh(vcpu);
-                    quiet = false;
-                } else if kicked {
-                    self.update(vcpu);
                     quiet = false;
                 }
             }
@@ -473,10 +417,12 @@ impl Machine {
     /// Writes `ICC_DIR_EL1`.
     pub(crate) fn write_dir(&mut self, vcpu: usize, intid: u16) {
         if self.cpus[vcpu].hcr & Hcr::TDIR.bits() != 0 {
-            self.refresh(vcpu);
+            let (cpu, host) = (&mut self.cpus[vcpu], &mut self.outside);
+            self.vgic.take_back(vcpu, cpu, host);
             let vmcr = self.cpus[vcpu].vmcr;
             self.vgic
                 .deactivate(vcpu, Intid::new(intid), vmcr, &mut self.outside);
+            self.refill(vcpu);
         } else {
             self.deactivate(vcpu, intid);
         }
