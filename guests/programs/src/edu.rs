@@ -41,6 +41,9 @@ const BUFFER: u64 = 0x4_0000;
 /// Bytes that a test moves: each faulting one is some events for the hypervisor.
 const BYTES: usize = 64;
 
+/// How long something that must come is waited for, in milliseconds.
+const LONG: u64 = 30_000;
+
 /// Runs the tests and powers off; with `storm` on the command line it makes faults until the device
 /// is taken from it, and resets the domain.
 pub fn main(platform: &'static Platform) {
@@ -105,7 +108,8 @@ impl Edu {
         self.registers.write64(DMA_COUNT, bytes as u64);
         cpu::barrier();
         self.registers.write64(DMA_COMMAND, command | START);
-        for _ in 0..50 {
+        let end = timer::now() + timer::ticks(LONG);
+        while timer::now() < end {
             timer::sleep(20);
             if self.registers.read64(DMA_COMMAND) & START == 0 {
                 cpu::barrier();
@@ -154,8 +158,8 @@ macro_rules! edu {
 
 /// What one transfer moves at most: the device's buffer.
 const BUFFER_BYTES: usize = 4096;
-/// Transfers of a storm.
-const TRANSFERS: u32 = 10;
+/// Transfers of a storm. Each makes all its faults at once, so one would do.
+const TRANSFERS: u32 = 3;
 
 /// Works, makes more faults than are allowed, no longer works, and starts anew.
 fn storm() {
@@ -368,7 +372,7 @@ fn each() -> Outcome {
         CAME.store(0, Ordering::Relaxed);
         edu.registers.write32(RAISE, 1);
         exception::unmask_irqs();
-        timer::wait_until(200, || CAME.load(Ordering::Relaxed) != 0);
+        timer::wait_until(LONG, || CAME.load(Ordering::Relaxed) != 0);
         exception::mask_irqs();
         edu.registers.write32(ACKNOWLEDGE, 1);
         let came = CAME.load(Ordering::Relaxed);
@@ -386,8 +390,9 @@ fn without_bus_master() -> Outcome {
         "the transfer to the device does not end"
     );
     edu.function.config.write16(4, 0b010);
-    edu.store(address(&target), BYTES);
+    let ended = edu.store(address(&target), BYTES);
     edu.function.enable();
+    check!(ended, "the transfer without bus mastering does not end");
     check_eq!(
         snapshot(&target),
         vec![0_u8; BYTES],
