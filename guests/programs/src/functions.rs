@@ -272,6 +272,9 @@ const LPI: u32 = FIRST_LPI + 64;
 const EVENTS: u32 = 8;
 const COLLECTION: u16 = 0;
 
+/// How long something that must come is waited for, in milliseconds.
+const LONG: u64 = 30_000;
+
 static LOG: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 static ITS: Mutex<Option<Its>> = Mutex::new(None);
 
@@ -282,7 +285,7 @@ fn record(lpi: u32) {
 /// Returns the events that arrive: all that do before `count` have, or a while has passed.
 fn arrived(count: usize) -> Vec<u32> {
     exception::unmask_irqs();
-    let wait = if count == 0 { 30 } else { 1000 };
+    let wait = if count == 0 { 30 } else { LONG };
     let enough = || count != 0 && exception::without_irqs(|| LOG.lock().len()) >= count;
     timer::wait_until(wait, enough);
     exception::mask_irqs();
@@ -550,7 +553,7 @@ fn set_up_in_a_reset() -> Outcome {
         // Takes a tenth of a second, while this vCPU waits and the other one runs.
         config.write16(control, FLR);
         let answered = || ANSWERED.load(Ordering::Acquire) == round;
-        check!(timer::wait_until(1000, answered), "vCPU 1 is stuck");
+        check!(timer::wait_until(LONG, answered), "vCPU 1 is stuck");
         if config.read16(msi) & 1 == 0 {
             // It was before the reset.
             continue;

@@ -28,7 +28,10 @@ impl Timer {
     pub fn now(self) -> u64 {
         match self {
             Self::Virtual => now(),
-            Self::Physical => read_sysreg!("cntpct_el0"),
+            Self::Physical => {
+                synchronize();
+                read_sysreg!("cntpct_el0")
+            }
         }
     }
 

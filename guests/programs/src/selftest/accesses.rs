@@ -14,6 +14,7 @@ use runtime::mmu::{self, Alias};
 use runtime::platform::{self, HostBridge};
 use runtime::{check, check_eq, console, cpu, exception, gic, instruction, skip, smccc, timer};
 
+use super::vcpus::LONG;
 use super::{on_isthmus, vcpu};
 use crate::pci::{self, Function};
 use crate::simd::Registers;
@@ -758,11 +759,11 @@ fn race(
     STOP.store(0, Ordering::Release);
     TURNS.store(0, Ordering::Release);
     check_eq!(cpu::start(target, 1, other, 0), Ok(()), "{what}: CPU_ON");
-    let started = timer::wait_until(5000, || TURNS.load(Ordering::Acquire) > 0);
+    let started = timer::wait_until(LONG, || TURNS.load(Ordering::Acquire) > 0);
     let code = mmu::alias_address(CODE);
     let mut outcome = Ok(());
     let (mut rounds, mut done) = (0, 0);
-    let end = timer::now() + timer::ticks(10_000);
+    let end = timer::now() + timer::ticks(LONG);
     while (rounds < 10_000 || done < 100) && timer::now() < end {
         rounds += 1;
         let mut x = [0; 18];
@@ -777,7 +778,7 @@ fn race(
         }
     }
     STOP.store(1, Ordering::Release);
-    let ended = timer::wait_until(5000, || smccc::affinity_info(target, 0) == 1);
+    let ended = timer::wait_until(LONG, || smccc::affinity_info(target, 0) == 1);
     check!(outcome.is_ok(), "{what}: {:x?}", outcome);
     check!(started && ended, "{what}: the other vCPU is stuck");
     check!(done >= 100, "{what}: done {done} times of {rounds}");
