@@ -6,7 +6,7 @@
 //! Which reads trap is told by exclusive loads: see `pci::is_mapped`.
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use runtime::exception::Fault;
 use runtime::harness::{self, Failure, Outcome, Test};
@@ -215,10 +215,17 @@ fn after_writes() -> Outcome {
 /// The function that the second vCPU looks at, what it is to see, and what it has seen.
 static WATCHED: AtomicU32 = AtomicU32::new(NOTHING);
 static WRITTEN: AtomicU32 = AtomicU32::new(0);
-static SEEN: AtomicU32 = AtomicU32::new(0);
+static SEEN: AtomicU64 = AtomicU64::new(0);
 const NOTHING: u32 = u32::MAX;
 /// It has seen something else than it should have.
-const WRONG: u32 = 1 << 31;
+const WRONG: u64 = 1 << 63;
+/// How long it is waited for, in milliseconds.
+const LONG: u64 = 30_000;
+
+/// Returns what is said to have been seen of a function: it may be said late, when the next is watched already.
+fn of(requester: u16, seen: u32) -> u64 {
+    u64::from(requester) << 8 | u64::from(seen)
+}
 
 /// Reads while the other vCPU writes: never anything but what it writes, and that as soon as it is done.
 fn watch(_: usize) {
@@ -239,9 +246,10 @@ fn watch(_: usize) {
             continue;
         }
         if !is_right {
-            SEEN.store(WRONG | told << 8 | seen, Ordering::Release);
+            let told = u64::from(told) << 32;
+            SEEN.store(WRONG | told | of(requester, seen), Ordering::Release);
         } else if seen == told && SEEN.load(Ordering::Acquire) & WRONG == 0 {
-            SEEN.store(seen, Ordering::Release);
+            SEEN.store(of(requester, seen), Ordering::Release);
         }
     }
 }
@@ -256,13 +264,16 @@ fn by_another() -> Outcome {
     for id in [NVME, IGB] {
         let function = find(id)?;
         WRITTEN.store(0, Ordering::Release);
-        SEEN.store(0, Ordering::Release);
         WATCHED.store(function.requester.into(), Ordering::Release);
         for value in 1..=0xff_u8 {
             function.config.write8(CACHE_LINE_SIZE, value);
             WRITTEN.store(value.into(), Ordering::Release);
-            timer::wait_until(1000, || SEEN.load(Ordering::Acquire) >= u32::from(value));
-            check_eq!(SEEN.load(Ordering::Acquire), value.into(), "{id:08x}");
+            let expected = of(function.requester, value.into());
+            timer::wait_until(LONG, || {
+                let seen = SEEN.load(Ordering::Acquire);
+                seen == expected || seen & WRONG != 0
+            });
+            check_eq!(SEEN.load(Ordering::Acquire), expected, "{id:08x}");
         }
         WATCHED.store(NOTHING, Ordering::Release);
         function.config.write8(CACHE_LINE_SIZE, 0);
