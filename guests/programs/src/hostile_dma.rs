@@ -51,6 +51,9 @@ const ELSEWHERE: [u64; 16] = [
 /// messages.
 const DOORBELL: u64 = 0x0f00_0000;
 
+/// How long something that must come is waited for, in milliseconds.
+const LONG: u64 = 30_000;
+
 const FIRST_SEED: u64 = 0x686f_7374_696c_6521;
 
 /// Tries everything and powers off.
@@ -326,7 +329,7 @@ impl Hostile {
     /// Resets the NVMe, and fails unless it reaches this domain's memory.
     fn works(&mut self) -> Result<(), &'static str> {
         self.targets[self.index].revive();
-        self.nvme.patience = 10_000;
+        self.nvme.patience = LONG;
         self.reaches().map_err(|error| {
             println!("hostile-dma: {error:?}");
             "the NVMe does not work"
@@ -425,7 +428,7 @@ impl Hostile {
         }
         let registers = self.nvme.registers;
         let (mut is_fatal, mut is_pending) = (false, false);
-        timer::wait_until(500, || {
+        timer::wait_until(LONG, || {
             is_fatal = registers.read32(reg::CSTS) & nvme::FATAL != 0;
             is_pending = registers.read32(nvme::PENDING) & 1 != 0;
             is_fatal || is_pending
@@ -474,23 +477,21 @@ impl Hostile {
 
     /// Makes faults until the NVMe is cut off, and sees that only a reset helps.
     fn storm(&mut self) -> Result<(), &'static str> {
-        self.nvme.patience = 300;
+        // The first command that it cannot fetch makes it give up.
+        self.nvme.minds_fatal = true;
         let to = MACHINE.end - STEP as u64;
-        for _ in 0..256 {
-            // Each is 4 KiB.
-            if self.nvme.run(ADMIN, IDENTIFY, to, [1, 0, 0]).is_err() {
-                break;
-            }
-        }
-        timer::sleep(100);
+        let end = timer::now() + timer::ticks(LONG);
+        // Each is 4 KiB. Faults that the hypervisor comes too late for are lost.
+        while !is_fatal(self.nvme.run(ADMIN, IDENTIFY, to, [1, 0, 0])) && timer::now() < end {}
         let config = self.nvme.function.config;
         for command in [pci::MEMORY_AND_MASTER, 0b010, 0] {
             config.write16(COMMAND, command);
             config.write16(COMMAND, pci::MEMORY_AND_MASTER);
-            if self.nvme.start().is_ok() {
+            if !is_fatal(self.nvme.start()) {
                 return Err("the NVMe works after a storm of faults");
             }
         }
+        self.nvme.minds_fatal = false;
         println!("hostile-dma: cut off");
         self.works()?;
         println!("hostile-dma: works after a reset");
@@ -544,7 +545,7 @@ impl Hostile {
             }
         }
         PHASE.store(END, Ordering::Release);
-        if !timer::wait_until(5000, || smccc::affinity_info(other, 0) == 1) {
+        if !timer::wait_until(LONG, || smccc::affinity_info(other, 0) == 1) {
             return Err("vCPU 1 does not end");
         }
         self.works()?;
@@ -554,13 +555,18 @@ impl Hostile {
     }
 }
 
+/// Returns whether the device has given up.
+fn is_fatal(result: Result<(), nvme::Error>) -> bool {
+    matches!(result, Err(nvme::Error::Fatal))
+}
+
 /// Returns whether a command was answered, and fails if the device is gone.
 fn is_told(result: Result<(), nvme::Error>) -> Result<bool, &'static str> {
     match result {
         Ok(()) => Ok(true),
         Err(nvme::Error::Status(_)) => Ok(false),
         Err(nvme::Error::Gone) => Err("the NVMe is gone"),
-        Err(nvme::Error::Late) => Err("the NVMe does not answer"),
+        Err(nvme::Error::Late | nvme::Error::Fatal) => Err("the NVMe does not answer"),
     }
 }
 

@@ -66,6 +66,8 @@ pub(crate) enum Error {
     Gone,
     /// It does not answer.
     Late,
+    /// It has given up ([`FATAL`]).
+    Fatal,
     /// It refuses a command.
     Status(u32),
 }
@@ -90,6 +92,8 @@ pub(crate) struct Nvme {
     sent: [u32; 2],
     /// Milliseconds that a command may take.
     pub(crate) patience: u64,
+    /// A command is not waited for once the controller has given up.
+    pub(crate) minds_fatal: bool,
 }
 
 impl Nvme {
@@ -101,6 +105,7 @@ impl Nvme {
             queues,
             sent: [0; 2],
             patience: PATIENCE,
+            minds_fatal: false,
         }
     }
 
@@ -124,7 +129,7 @@ impl Nvme {
     }
 
     fn wait_for(&self, reached: impl Fn(u32) -> bool) -> Result<(), Error> {
-        self.wait(|| reached(self.registers.read32(reg::CSTS)))
+        self.wait(false, || reached(self.registers.read32(reg::CSTS)))
     }
 
     /// Sets both queues up.
@@ -190,7 +195,7 @@ impl Nvme {
         // The phase changes each time around.
         let phase = u32::from((self.sent[queue] / DEPTH).is_multiple_of(2)) << 16;
         let done = self.submit(queue, command, data, words);
-        self.wait(|| done.read32(12) & 1 << 16 == phase)?;
+        self.wait(self.minds_fatal, || done.read32(12) & 1 << 16 == phase)?;
         cpu::barrier();
         let status = done.read32(12) >> 17;
         let doorbell = reg::DOORBELLS + 8 * queue + 4;
@@ -202,17 +207,19 @@ impl Nvme {
         }
     }
 
-    fn wait(&self, done: impl Fn() -> bool) -> Result<(), Error> {
-        let (mut is_done, mut is_there) = (false, true);
-        let ended = timer::wait_until(self.patience, || {
+    fn wait(&self, minds_fatal: bool, done: impl Fn() -> bool) -> Result<(), Error> {
+        let (mut is_done, mut is_there, mut is_fatal) = (false, true, false);
+        timer::wait_until(self.patience, || {
             is_done = done();
             is_there = is_done || self.function.id() == ID;
-            is_done || !is_there
+            is_fatal = minds_fatal && self.registers.read32(reg::CSTS) & FATAL != 0;
+            is_done || !is_there || is_fatal
         });
-        match (ended, is_there) {
+        match (is_done, is_there) {
+            (true, _) => Ok(()),
             (_, false) => Err(Error::Gone),
-            (true, true) => Ok(()),
-            (false, true) => Err(Error::Late),
+            _ if is_fatal => Err(Error::Fatal),
+            _ => Err(Error::Late),
         }
     }
 }

@@ -38,6 +38,7 @@ impl From<nvme::Error> for End {
         match error {
             nvme::Error::Gone => Self::Gone,
             nvme::Error::Late => Self::Failed("answers to a command", 0, 1),
+            nvme::Error::Fatal => Self::Failed("a fatal status", 1, 0),
             nvme::Error::Status(status) => Self::Failed("a command's status", status.into(), 0),
         }
     }
