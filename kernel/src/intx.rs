@@ -96,8 +96,10 @@ struct Function<C> {
     allowed: bool,
     /// It was seen asserting its pin, and the guest has not ended that yet.
     raised: bool,
-    /// It was seen asserting its pin since it was started.
+    /// It was seen asserting its pin since it was started; or might have been, if nobody is told of its line.
     seen: bool,
+    /// Nobody is told of its line.
+    deaf: bool,
     /// Where its page of config space is mapped, which is to be hidden when it asserts its pin.
     page: Option<u64>,
 }
@@ -169,6 +171,7 @@ impl<C: PhysicalConfig> Functions<C> {
             allowed: true,
             raised: false,
             seen: false,
+            deaf: false,
             page: None,
         });
         let mut functions = self.inner.lock();
@@ -211,7 +214,7 @@ impl<C: PhysicalConfig> Functions<C> {
                 function.write_command(INTERRUPT_DISABLE);
             }
             function.command = 0;
-            function.seen = false;
+            function.seen = function.deaf;
             function.lower()
         });
     }
@@ -275,11 +278,13 @@ impl<C: PhysicalConfig> Functions<C> {
         found
     }
 
-    /// Nobody is told of the machine's line any more: hides the pages of all functions on it.
+    /// Nobody is told of the machine's line any more: hides the pages of all functions on it, for as long as
+    /// they are there.
     pub fn lost(&self, line: usize, mut hide: impl FnMut(u64)) {
         for function in self.inner.lock().iter_mut().flatten() {
             if function.wiring.is_some_and(|wiring| wiring.line == line) {
                 function.seen = true;
+                function.deaf = true;
                 function.page.take().into_iter().for_each(&mut hide);
             }
         }
@@ -563,6 +568,10 @@ mod tests {
         assert_eq!(*machine.hidden.borrow(), [0x1000], "it sends messages");
         machine.functions.lost(7, machine.hide());
         assert_eq!(*machine.hidden.borrow(), [0x1000, 0x3000]);
+        assert!(!machine.show(2, Some(0x3000)));
+        // A reset does not turn the line on again.
+        machine.functions.stop(machine.keys[2], machine.drive());
+        machine.functions.start(machine.keys[2], MEMORY);
         assert!(!machine.show(2, Some(0x3000)));
     }
 
