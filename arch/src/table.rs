@@ -66,6 +66,9 @@ pub enum Memory {
     Normal,
     /// Device-nGnRE.
     Device,
+    /// Device-nGnRnE, for EL2 itself: a store is complete when its target says so, as one to config space has
+    /// to be (PCI Express Base Specification, 7.2.2).
+    Config,
 }
 
 /// Why a mapping could not be made or changed. Nothing was changed then.

@@ -315,6 +315,21 @@ fn map_ram(start: u64, end: u64) -> Result<(), &'static str> {
 /// `pa..pa + len` are registers of a device that the caller is the driver of, and no other window
 /// covers any of it.
 pub(crate) unsafe fn map_device(pa: u64, len: u64) -> Result<Window, &'static str> {
+    // SAFETY: the caller's to keep.
+    unsafe { map_registers(pa, len, Memory::Device) }
+}
+
+/// Does so with a PCI host bridge's config space.
+///
+/// # Safety
+///
+/// That of [`map_device`].
+pub(crate) unsafe fn map_config_space(pa: u64, len: u64) -> Result<Window, &'static str> {
+    // SAFETY: the caller's to keep.
+    unsafe { map_registers(pa, len, Memory::Config) }
+}
+
+unsafe fn map_registers(pa: u64, len: u64, memory: Memory) -> Result<Window, &'static str> {
     let start = pa & !(PAGE_SIZE - 1);
     let end = pa
         .checked_add(len)
@@ -332,7 +347,7 @@ pub(crate) unsafe fn map_device(pa: u64, len: u64) -> Result<Window, &'static st
                 Pa::new(page.0),
                 page.1,
                 Protection::ReadWrite,
-                Memory::Device,
+                memory,
             )
         });
         match mapped {

@@ -7,6 +7,7 @@ use crate::physical::{self, Ecam, Physical, Resetting, VectorError, Vectors};
 use abi::Status;
 use alloc::vec::Vec;
 use arch::address::{Ipa, Pa};
+use arch::asm;
 use arch::mmio::{Bus as _, Foreign};
 use arch::table::{Access, Stage2};
 use core::fmt;
@@ -310,6 +311,8 @@ impl Assigned {
             self.config().write(offset, Size::Two, value);
         };
         command(MEMORY | INTX_DISABLE);
+        // It decodes before it is written to: memory writes may pass config requests (2.4.1).
+        asm::dsb_sy();
         let scrubbed = words.iter().try_for_each(|word| {
             let bar = device.bars.get(word.bar).copied().flatten();
             let placed = bar.and_then(|bar| Some((bar.placement?.host, bar.size)));
@@ -323,6 +326,8 @@ impl Assigned {
             Foreign::new(window).write32(0, 0);
             Ok(())
         });
+        // And until that has left for it, which no config request passes then (2.4.1).
+        asm::dsb_sy();
         command(INTX_DISABLE);
         scrubbed
     }
@@ -517,6 +522,8 @@ impl Assigned {
     /// Lets a function that is new on the bus be used.
     pub(crate) fn show(&mut self, domain: &Domain) {
         self.enable(domain);
+        // As in `scrub`.
+        asm::dsb_sy();
         self.mask_vectors();
     }
 

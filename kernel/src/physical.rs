@@ -376,7 +376,10 @@ fn find(
 
 #[cold]
 fn host_bridge(node: Node<'_>) -> (Ecam, HostBridge) {
-    let window = Foreign::new(map(node, 0));
+    let region = or_give_up!(node.mmio(0), node);
+    // SAFETY: as in `map`.
+    let window = unsafe { memory::map_config_space(region.base, region.size) };
+    let window = Foreign::new(or_give_up!(window, node));
     let segment = node
         .property("linux,pci-domain")
         .map_or(Ok(0), |segment| segment.u32());

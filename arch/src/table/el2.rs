@@ -8,6 +8,8 @@ use crate::address::{Pa, Va};
 pub(super) const ATTRIBUTE_NORMAL: u64 = 0 << 2;
 /// See `ATTRIBUTE_NORMAL`.
 pub(super) const ATTRIBUTE_DEVICE: u64 = 1 << 2;
+/// See `ATTRIBUTE_NORMAL`.
+const ATTRIBUTE_CONFIG: u64 = 2 << 2;
 /// AP\[1\], bit 6: RES1 in a regime with one privilege level.
 const AP_RES1: u64 = 1 << 6;
 /// AP\[2\], bit 7: read-only.
@@ -74,6 +76,7 @@ impl El2 {
         let memory = match memory {
             Memory::Normal => ATTRIBUTE_NORMAL | INNER_SHAREABLE,
             Memory::Device => ATTRIBUTE_DEVICE | INNER_SHAREABLE,
+            Memory::Config => ATTRIBUTE_CONFIG | INNER_SHAREABLE,
         };
         let attributes = protection.encode() | memory | AP_RES1 | ACCESS_FLAG;
         self.tree

@@ -4,7 +4,8 @@ use super::Vmid;
 use crate::address::Pa;
 
 /// `MAIR_EL2`, and `MAIR` of an SMMU's context descriptor: Attr0 is Normal, inner and
-/// outer write-back, read and write allocate; Attr1 is Device-nGnRE.
+/// outer write-back, read and write allocate; Attr1 is Device-nGnRE, and Attr2,
+/// which is zero, Device-nGnRnE.
 pub const MAIR_EL2: u64 = 0xff | 0x04 << 8;
 
 /// `ID_AA64MMFR0_EL1.PARange`, cut to 48 bits: what these tables can say without FEAT_LPA2.

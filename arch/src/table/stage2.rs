@@ -116,9 +116,9 @@ impl Format {
     fn encode(self, access: Access) -> u64 {
         let memory = match (self, access.memory) {
             (Self::Stage2, Memory::Normal) => MEMATTR_NORMAL,
-            (Self::Stage2, Memory::Device) => MEMATTR_DEVICE,
+            (Self::Stage2, Memory::Device | Memory::Config) => MEMATTR_DEVICE,
             (Self::Stage1, Memory::Normal) => ATTRIBUTE_NORMAL | NOT_GLOBAL,
-            (Self::Stage1, Memory::Device) => ATTRIBUTE_DEVICE | NOT_GLOBAL,
+            (Self::Stage1, Memory::Device | Memory::Config) => ATTRIBUTE_DEVICE | NOT_GLOBAL,
         };
         memory | self.encode_rights(access.rights) | INNER_SHAREABLE | ACCESS_FLAG
     }

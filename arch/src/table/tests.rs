@@ -229,6 +229,7 @@ fn el2_descriptors_are_the_manuals() {
         (Protection::ReadWrite,   Memory::Normal, PAGE_SIZE, 0x0040_0000_0000_0743),
         (Protection::ReadWrite,   Memory::Normal, BLOCK_2M,  0x0040_0000_0000_0741),
         (Protection::ReadWrite,   Memory::Device, BLOCK_1G,  0x0040_0000_0000_0745),
+        (Protection::ReadWrite,   Memory::Config, BLOCK_2M,  0x0040_0000_0000_0749),
     ];
     for (protection, memory, size, expected) in cases {
         let mut frames = shared(8);
