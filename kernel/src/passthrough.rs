@@ -54,7 +54,7 @@ pub(crate) struct Assigned {
     /// Its place in the machine's hierarchy.
     index: usize,
     model: Model,
-    /// The parts of its BARs that are not mapped for the guest: where, and their registers.
+    /// The parts of its BARs for which EL2 answers: where, and their registers.
     trapped: Vec<(u64, Foreign)>,
     /// How many tables it takes to map all of its BARs.
     tables: usize,
@@ -195,7 +195,11 @@ fn after(offset: Offset, bytes: u16) -> Offset {
     Offset::in_function(u64::from(offset.get() + bytes))
 }
 
-/// Maps what a guest does not reach by itself for EL2, which answers for it.
+/// What of an instruction's accesses can lie beyond the end of a page: most of two SIMD registers.
+const ACROSS: u64 = 32;
+
+/// Maps for EL2 what a guest does not reach by itself, and what an instruction can access along with it in the
+/// pages before and behind.
 fn map_trapped(model: &Model) -> Result<Vec<(u64, Foreign)>, &'static str> {
     let mut trapped = Vec::new();
     for bar in model.bars() {
@@ -204,22 +208,21 @@ fn map_trapped(model: &Model) -> Result<Vec<(u64, Foreign)>, &'static str> {
         let mut at = bar.host;
         let mut add = |from: u64, to: u64| {
             if from < to {
+                let from = from.saturating_sub(ACROSS).max(bar.host);
+                let to = (to + ACROSS).min(end);
                 // SAFETY: registers of the function, which was just taken over; the parts of its
-                // BARs do not overlap, and the guest does not reach them.
+                // BARs are pages apart. Some the guest reaches, too: as its own.
                 let window = unsafe { memory::map_device(from, to - from)? };
                 fallible::push(&mut trapped, (from, Foreign::new(window)))
                     .map_err(|_| "there is no memory to note a device's registers")?;
             }
             Ok::<(), &'static str>(())
         };
-        if bar.kind == vpci::BarKind::Io {
-            continue;
-        }
         for pages in model.pages(bar.index) {
             add(at, pages.host)?;
             at = pages.host + pages.size;
         }
-        add(at, end.next_multiple_of(8))?;
+        add(at, end)?;
     }
     Ok(trapped)
 }

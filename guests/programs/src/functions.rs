@@ -1,8 +1,8 @@
 //! What a guest finds of physical functions that it has: small BARs, an expansion ROM, capabilities, and
 //! MSIs that are masked, moved and aimed elsewhere.
 //!
-//! The functions are QEMU's igb (82576, whose interrupts software can raise), ivshmem, pvpanic and
-//! virtio-net.
+//! The functions are QEMU's igb (82576, whose interrupts software can raise), ivshmem, pvpanic,
+//! virtio-net and nvme.
 
 use alloc::vec::Vec;
 use core::hint::black_box;
@@ -26,6 +26,7 @@ pub fn main(_platform: &'static Platform) {
         Test { name: "small_bars", run: small_bars },
         Test { name: "bars_on_top_of_each_other", run: overlap },
         Test { name: "large_bar", run: large_bar },
+        Test { name: "pair_across_pages", run: across },
         Test { name: "expansion_rom", run: expansion_rom },
         Test { name: "vendor_capabilities", run: vendor_capabilities },
         Test { name: "errors_are_read_only", run: errors },
@@ -41,6 +42,7 @@ const IGB: u32 = 0x10c9_8086;
 const IVSHMEM: u32 = 0x1110_1af4;
 const PVPANIC: u32 = 0x0011_1b36;
 const VIRTIO_NET: u32 = 0x1041_1af4;
+const NVME: u32 = 0x0010_1b36;
 
 /// Returns `size` bytes of the 32-bit window.
 fn window(offset: usize, size: usize) -> Result<Window, Failure> {
@@ -152,6 +154,26 @@ fn large_bar() -> Outcome {
     check_eq!(high.read64(0x8_0000), 0x0123_4567_89ab_cdef, "moved");
     memory.config.write16(4, 0);
     check_eq!(high.read64(0x8_0000), u64::MAX, "with decode off");
+    Ok(())
+}
+
+/// A pair of which one half is a register in a page that does not trap, and the other one the address of an
+/// MSI-X vector.
+fn across() -> Outcome {
+    let nvme = find(NVME)?;
+    let table = nvme.config.read32(capability(&nvme, 0x11)? + 4) as usize;
+    check!(table.is_multiple_of(0x1000), "the table is at {table:#x}");
+    let registers = window(0xa0_0000, 0x4000)?;
+    nvme.place(0, registers.base());
+    nvme.enable();
+    registers.write32(table, 0x0123_4568);
+    let before = registers.read32(table - 4);
+    check!(before != u32::MAX, "there is no register before the table");
+    match registers.probe_odd(table - 4, Odd::PairLoad) {
+        Ok(pair) => check_eq!(pair, 0x0123_4568 << 32 | u64::from(before), "the pair"),
+        Err(fault) => return Err(Failure::Failed(alloc::format!("{fault:?}"))),
+    }
+    nvme.config.write16(4, 0);
     Ok(())
 }
 
