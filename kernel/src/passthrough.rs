@@ -438,7 +438,14 @@ impl Assigned {
     /// Answers a load from a part of a BAR that the guest does not reach by itself.
     pub(crate) fn load(&self, bar: BarIndex, offset: u64, bytes: u64) -> u64 {
         match self.model.read_bar(bar, offset, bytes) {
-            BarRead::Value(value) => value,
+            BarRead::Value(value) => {
+                // A driver reads the table back to be sure that what it masked sends no more: the device's
+                // answer comes after what EL2 wrote, and after messages from before that (2.4.1).
+                if let Some(entry) = self.entry(0) {
+                    let _ = self.read_device(entry + ENTRY_CONTROL, 4);
+                }
+                value
+            }
             BarRead::Device { host } => self.read_device(host, bytes),
         }
     }
