@@ -80,7 +80,7 @@ pub(crate) fn data_abort(running: &mut Running<'_>, abort: DataAbort) -> Next {
 }
 
 /// Returns the IPA of an access for which stage 2 has no right: a store to config space that is mapped to
-/// be read, or to an expansion ROM.
+/// be read.
 ///
 /// HPFAR_EL2 is not architected for a permission fault (D24.2.58), so FAR_EL2 is translated anew. The guest
 /// may have changed its tables since: then it makes the access again, as whatever it is now.
@@ -88,16 +88,16 @@ pub(crate) fn data_abort(running: &mut Running<'_>, abort: DataAbort) -> Next {
 fn without_right(running: &Running<'_>, write: bool, far: u64) -> Result<u64, Next> {
     let translated = replay::translate(&running.state.frame, write, far);
     let ipa = translated.map_err(|_| Next::Resume)?;
-    let windows = [layout::ECAM, layout::PCI_32, layout::PCI_64];
-    if windows.iter().any(|window| window.contains(&ipa)) {
+    if layout::ECAM.contains(&ipa) {
         return Ok(ipa);
     }
-    Err(beside_windows(running, far, ipa))
+    Err(beside_config(running, far, ipa))
 }
 
-/// Says how a vCPU goes on whose access was let through to no more than reading, and is not one to PCI.
+/// Says how a vCPU goes on whose access was let through to no more than reading, and is not one to config
+/// space.
 #[cold]
-fn beside_windows(running: &Running<'_>, far: u64, ipa: u64) -> Next {
+fn beside_config(running: &Running<'_>, far: u64, ipa: u64) -> Next {
     let stage2 = running.domain.stage2.lock();
     let found = stage2
         .as_ref()

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use arch::address::{Ipa, Pa};
 use arch::asm;
 use arch::mmio::{Bus as _, Foreign};
-use arch::table::{Access, Stage2};
+use arch::table::Access;
 use core::fmt;
 use kernel::intx::{self, Wiring};
 use kernel::tables::{self, Reserve};
@@ -446,6 +446,7 @@ impl Assigned {
                 }
                 value
             }
+            BarRead::Device { host } if bar == BarIndex::ROM => self.read_rom(host, bytes),
             BarRead::Device { host } => self.read_device(host, bytes),
         }
     }
@@ -650,8 +651,35 @@ impl Assigned {
         }
     }
 
-    /// Maps what the guest may reach of a BAR, with tables that are set aside for it. A ROM decodes from now
-    /// on.
+    /// Reads of the expansion ROM, which the device decodes just meanwhile: BARs may share its decoder
+    /// (7.5.1.2.4), and EL2 answers for parts of them.
+    fn read_rom(&self, host: u64, bytes: u64) -> u64 {
+        self.set_rom(ROM_ENABLE);
+        let value = self.read_device(host, bytes);
+        self.set_rom(0);
+        value
+    }
+
+    /// Lets the device decode its expansion ROM, or not: what was read before was read before that, and what
+    /// follows finds it so.
+    fn set_rom(&self, enable: u32) {
+        let rom = physical::get().and_then(|physical| {
+            let device = physical.found.devices().get(self.index)?;
+            let [.., rom] = device.bars;
+            u32::try_from(rom?.placement?.bus.get()).ok()
+        });
+        if let Some(address) = rom {
+            let at = Offset::in_function(u64::from(ROM));
+            // Config space and BARs may be two peripherals, which only a barrier keeps in order.
+            asm::dsb_sy();
+            self.config().write(at, Size::Four, address | enable);
+            // What was read back has been written (7.2.2).
+            self.config().read(at, Size::Four);
+            asm::dsb_sy();
+        }
+    }
+
+    /// Maps what the guest may reach of a BAR, with tables that are set aside for it.
     pub(crate) fn map(
         &self,
         domain: &Domain,
@@ -659,13 +687,6 @@ impl Assigned {
         bar: BarIndex,
         range: BusRange,
     ) {
-        let access = match bar {
-            BarIndex::ROM => Access::ROM,
-            _ => Access::REGISTERS,
-        };
-        if bar == BarIndex::ROM {
-            self.set_rom(ROM_ENABLE);
-        }
         let mut stage2 = domain.stage2.lock();
         let Some(stage2) = stage2.as_mut() else {
             return;
@@ -675,7 +696,7 @@ impl Assigned {
             let pa = Pa::new(pages.host);
             let mut frames = TableFrames::for_pcpus();
             let lent = &mut tables.lend(&mut frames);
-            if let Err(error) = stage2.map(lent, ipa, pa, pages.size, access) {
+            if let Err(error) = stage2.map(lent, ipa, pa, pages.size, Access::REGISTERS) {
                 // Not for want of tables: it is beyond what they can lead to. What is not mapped reads
                 // ones; the guest's driver finds a device that is gone.
                 error!(
@@ -695,22 +716,10 @@ impl Assigned {
         bar: BarIndex,
         range: BusRange,
     ) {
-        if let Some(stage2) = domain.stage2.lock().as_mut() {
-            self.unmap_pages(stage2, domain, tables, bar, range);
-        }
-        if bar == BarIndex::ROM {
-            self.set_rom(0);
-        }
-    }
-
-    fn unmap_pages(
-        &self,
-        stage2: &mut Stage2,
-        domain: &Domain,
-        tables: &mut Reserve,
-        bar: BarIndex,
-        range: BusRange,
-    ) {
+        let mut stage2 = domain.stage2.lock();
+        let Some(stage2) = stage2.as_mut() else {
+            return;
+        };
         for pages in self.model.pages(bar) {
             let ipa = Ipa::new(range.start().get() + pages.offset);
             let mut frames = TableFrames::for_pcpus();
@@ -720,20 +729,6 @@ impl Assigned {
                 // Only splitting a block needs memory, and what `map` mapped is unmapped whole.
                 panic!("{} {bar} stays mapped: {error:?}", self.slot);
             }
-        }
-    }
-
-    /// Lets the device decode its expansion ROM, or not. While it does, its BARs may share the decoder
-    /// (7.5.1.2.4): that is for the guest to mind, which turned it on.
-    fn set_rom(&self, enable: u32) {
-        let rom = physical::get().and_then(|physical| {
-            let device = physical.found.devices().get(self.index)?;
-            let [.., rom] = device.bars;
-            u32::try_from(rom?.placement?.bus.get()).ok()
-        });
-        if let Some(address) = rom {
-            let at = Offset::in_function(u64::from(ROM));
-            self.config().write(at, Size::Four, address | enable);
         }
     }
 

@@ -125,11 +125,12 @@ impl BarInfo {
             && (self.kind == BarKind::Rom) == (self.index == BarIndex::ROM)
     }
 
-    /// Returns whether whole pages, and nothing but this BAR, lie in its range. If not, no page of
-    /// it is ever mapped, and every access traps.
+    /// Returns whether whole pages, and nothing but this BAR, lie in its range, and it decodes whenever it
+    /// does for the guest. If not, no page of it is ever mapped, and every access traps.
     #[must_use]
     pub const fn is_mappable(&self) -> bool {
-        self.size >= PAGE && self.host.is_multiple_of(PAGE)
+        let is_rom = matches!(self.kind, BarKind::Rom);
+        self.size >= PAGE && self.host.is_multiple_of(PAGE) && !is_rom
     }
 
     /// Returns the bits of the register, both halves, that a guest can write.
@@ -198,11 +199,11 @@ mod tests {
             (0, Memory64,  1 << 62,     u64::MAX << 62, false, true),  // wraps
             (2, Io,        32,          0x1000,        true,  false),
             (6, Rom,       0x800,       0x1000,        true,  false),
-            (6, Rom,       1 << 24,     0x100_0000,    true,  true),
+            (6, Rom,       1 << 24,     0x100_0000,    true,  false), // decodes only while it is read
             (6, Rom,       0x400,       0x1000,        false, false),
-            (6, Rom,       1 << 25,     0x200_0000,    false, true),
+            (6, Rom,       1 << 25,     0x200_0000,    false, false),
             (6, Memory32,  0x1000,      0x1000,        false, true),
-            (0, Rom,       0x1000,      0x1000,        false, true),
+            (0, Rom,       0x1000,      0x1000,        false, false),
         ];
         for (index, kind, size, host, sound, mappable) in cases {
             let index = BarIndex::new(index).unwrap_or(BarIndex::ROM);

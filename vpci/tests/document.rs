@@ -50,10 +50,12 @@ const ADDRESSES: &str = "
 - A 64-bit BAR is where both halves together say. Between the writes of its halves it is where the one new and the one
   old half lead: outside the bridge's windows as a rule, and so nowhere.
 - I/O BARs read as zero. The function's memory BARs have to be enough for its driver.
-- The expansion ROM decodes while Memory Space Enable and its own enable bit are both set, and its enable bit is set in
-  the device just as long. A function may use one decoder for its ROM and its BARs; what that means for its BARs
-  meanwhile is then as on hardware (7.5.1.2.4). The ROM is mapped read-only: a store to it does nothing. A ROM for
-  which the machine's windows have no room is hidden.
+- The expansion ROM decodes while Memory Space Enable and its own enable bit are both set. It is not mapped: each read
+  traps, and a store does nothing. A function may use one decoder for its ROM and its BARs, which nobody may access
+  then while the ROM's enable bit is set (7.5.1.2.4). A guest can keep to that, but not for EL2, which has MSI-X tables
+  and other parts of BARs to answer for. So the bit is set in the device during each read only, and nothing of EL2's
+  falls into one. A guest's access to a BAR does, if another vCPU makes it, and is lost then if the decoder is one: it
+  is one that no guest may make. A ROM for which the machine's windows have no room is hidden.
 - A range outside the bridge's windows, or only partly inside one of them, is decoded by nobody: so RAM, the interrupt
   controller and what else a domain has are out of reach.
 - Two BARs that overlap: the specification leaves open who answers. Here the one that came first keeps its whole range,

@@ -501,12 +501,13 @@ impl Plain {
         None
     }
 
-    /// Returns whether a page of a BAR may be mapped: it is whole, and has nothing of MSI-X.
+    /// Returns whether a page of a BAR may be mapped: it is whole, has nothing of MSI-X, and is no ROM's.
     fn is_mapped(&self, info: &BarInfo, page: u64) -> bool {
         let (start, end) = (page * 0x1000, page * 0x1000 + 0x1000);
         let clear = |range: &std::ops::Range<u64>| range.end <= start || end <= range.start;
         let structures = self.structures(register(info.index));
-        info.host.is_multiple_of(0x1000)
+        info.kind != BarKind::Rom
+            && info.host.is_multiple_of(0x1000)
             && end <= info.size
             && structures
                 .iter()

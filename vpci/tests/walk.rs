@@ -292,7 +292,7 @@ fn capabilities_on_the_list_are_shown_and_others_are_not() {
 }
 
 #[test]
-fn an_expansion_rom_is_mapped_while_it_is_enabled() {
+fn an_expansion_rom_is_read_while_it_is_enabled() {
     let mut machine = Machine::new();
     machine.assign("00:02.0", &E1000E);
     machine.assign("00:03.0", &ODD);
@@ -305,8 +305,10 @@ fn an_expansion_rom_is_mapped_while_it_is_enabled() {
     machine.write(e1000e + COMMAND, 2, MEMORY);
     assert_eq!(machine.load(LOW.0, 4), Ok(u64::MAX), "not enabled");
     machine.write(e1000e + ROM, 4, LOW.0 | 1);
-    assert_eq!(machine.stage2.get(&LOW.0), Some(&0x100c_0000));
-    // A small one is reached by traps, and takes no stores.
+    assert_eq!(machine.stage2.get(&LOW.0), None, "it is not mapped");
+    assert_eq!(machine.load(LOW.0 + 0x3_fff8, 8), Err(0x100f_fff8));
+    assert_eq!(machine.store(LOW.0, 4, 0), Ok(()), "it takes no stores");
+    // So is one that is smaller than a page.
     machine.write(odd + ROM, 4, (LOW.0 + 0x8_0000) | 1);
     machine.write(odd + COMMAND, 2, MEMORY);
     assert_eq!(machine.load(LOW.0 + 0x8_07fc, 4), Err(0x100b_07fc));
@@ -319,6 +321,7 @@ fn an_expansion_rom_is_mapped_while_it_is_enabled() {
     // On top of a BAR: that was there first.
     machine.write(e1000e + ROM, 4, (LOW.0 + 0x10_0000) | 1);
     assert_eq!(machine.stage2.get(&(LOW.0 + 0x10_0000)), Some(&0x1004_0000));
+    assert_eq!(machine.load(LOW.0, 4), Ok(u64::MAX), "moved");
     machine.write(e1000e + ROM, 1, 0);
     machine.write(e1000e + ROM, 4, LOW.0 | 1);
     machine.write(e1000e + COMMAND, 2, 0);

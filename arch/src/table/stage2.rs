@@ -52,11 +52,6 @@ impl Access {
         rights: Rights::READ.union(Rights::WRITE),
         memory: Memory::Device,
     };
-    /// A device's ROM.
-    pub const ROM: Self = Self {
-        rights: Rights::READ,
-        memory: Memory::Device,
-    };
     /// The page of an ITS that devices write their MSIs to.
     pub const DOORBELL: Self = Self {
         rights: Rights::WRITE,
