@@ -572,6 +572,7 @@ fn make_domains(machine: &'static Machine, mut manifest: Manifest, bytes: &'stat
     if !any {
         give_up(format_args!("no domain could be started"));
     }
+    memory::report();
 }
 
 /// Gives a domain its physical functions.

@@ -474,8 +474,11 @@ pub(crate) fn statistics() -> Statistics {
 /// Says what is left, for who looks for memory that does not come back.
 #[cold]
 pub(crate) fn report() {
-    let (free, used) = (statistics().free, HEAP.heap.lock().stats_alloc_user());
-    debug!("{free} frames are free, and {used} bytes of the heap in use");
+    let heap = HEAP.heap.lock();
+    let (used, size) = (heap.stats_alloc_user(), heap.stats_total_bytes());
+    drop(heap);
+    let free = statistics().free;
+    debug!("{free} frames are free, and {used} of the heap's {size} bytes in use");
 }
 
 /// Memory for what drivers share with devices.
