@@ -1,14 +1,14 @@
 //! Drives a virtio-blk disk whenever this domain has one, on its root bus or below its first root port.
 //!
 //! The disk comes and goes (`control`), each time at another slot. It has to be as after a reset, to hold
-//! what was written to it the last time, and to be kept busy until it is gone; then nothing may be written
-//! to the memory that it was told of.
+//! what was written to it the last time, and to be kept busy until it is gone; then, from when a key is typed,
+//! nothing may be written to the memory that it was told of.
 //!
 //! VIRTIO 1.2, sections 2.7, 3.1, 4.1 and 5.2.
 
 use runtime::mmio::Window;
 use runtime::platform::{HostBridge, Platform};
-use runtime::{cpu, println, timer};
+use runtime::{console, cpu, println, timer};
 use vpci::Sbdf;
 
 use crate::nvme::{self, PAGE};
@@ -57,7 +57,7 @@ const DEPTH: u16 = 16;
 /// Where the data is on the disk.
 const SECTOR: u64 = 8;
 
-/// Milliseconds for the device model to let go, and as many in which nothing may be written.
+/// Milliseconds in which nothing may be written.
 const WATCH: u64 = 100;
 
 /// Why the disk is not driven on.
@@ -121,14 +121,14 @@ fn open_port(bridge: &HostBridge) -> Window {
     window
 }
 
-/// Looks at the memory that the disk knew of, after the device model has had time to let go.
+/// Looks at the memory that the disk knew of, from when a key is typed: the device model has let go.
 fn watch(registers: &Window, memory: &Window) -> Result<(), End> {
     same(
         "a register of nobody's",
         registers.read32(0),
         u32::MAX.into(),
     )?;
-    timer::sleep(WATCH);
+    console::wait_for_key();
     owner::silence(memory);
     timer::sleep(WATCH);
     match owner::first_change(memory) {

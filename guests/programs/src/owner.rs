@@ -2,12 +2,17 @@
 //!
 //! The device comes and goes (`control`). Each time it comes, its registers have to be those of a device
 //! that nobody has used; a pattern is written to it and read back; and it is kept busy until it is gone.
-//! Between, none of the memory that it was told of may change. The same program in two domains has that
-//! memory at the same addresses, so what one told the device would hit the other.
+//! From when a key is typed, which says that it has been reset, none of the memory that it was told of may
+//! change until it comes again. The same program in two domains has that memory at the same addresses, so
+//! what one told the device would hit the other.
+//!
+//! Before the reset the device may finish what it was doing. An SMMU has nothing under way when it is through
+//! with CMD_SYNC (SMMUv3, IHI 0070, 4.7.3), but QEMU translates a read when it begins, and stores what was
+//! read until the reset.
 
 use runtime::mmio::Window;
 use runtime::platform::{HostBridge, Platform};
-use runtime::{cpu, println, timer};
+use runtime::{console, cpu, println, timer};
 
 use crate::nvme::{self, ADMIN, IDENTIFY, Nvme, OTHER, PAGE, READ, WRITE, reg};
 use crate::pci::{self, Function};
@@ -19,10 +24,7 @@ const IN: usize = 6 * PAGE;
 
 /// What memory holds while no device is to know of it.
 pub(crate) const QUIET: u64 = 0x7175_6965_7421_2121;
-/// Milliseconds from the device's going until its memory is quiet. An SMMU has nothing under way when it is
-/// through with CMD_SYNC; QEMU translates a read when it begins, and stores what was read until the reset.
-const SETTLE: u64 = 200;
-/// Milliseconds that memory is watched from then on.
+/// Milliseconds that memory is watched.
 const WATCH: u64 = 300;
 
 /// Why the device is not driven on.
@@ -66,7 +68,7 @@ pub fn main(platform: &'static Platform) {
         }
         let registers = pci::first_fit(&bridge, nvme::BAR_SIZE);
         let left = registers.read32(reg::CC);
-        timer::sleep(SETTLE);
+        console::wait_for_key();
         silence(&memory);
         timer::sleep(WATCH);
         if let Err(End::Failed(what, found, expected)) = quiet(&memory)

@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use spin::Mutex;
 
-use crate::exception;
 use crate::mmio::Window;
+use crate::{exception, timer};
 
 /// Data register (PL011 TRM, 3.3.1).
 const UARTDR: usize = 0x00;
@@ -44,6 +44,13 @@ pub fn read() -> Option<u8> {
         return None;
     }
     Some(window.read8(UARTDR))
+}
+
+/// Waits until something is typed.
+pub fn wait_for_key() {
+    while read().is_none() {
+        timer::sleep(5);
+    }
 }
 
 struct Console(Window);
