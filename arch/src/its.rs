@@ -6,9 +6,9 @@
 //!                                     +--> LPI, collection --> collection table --> redistributor
 //! ```
 //!
-//! The tables are in memory and the ITS writes them itself, as commands in a queue tell it. All
-//! commands here are waited for: an interrupt is mapped once in a device's life, and the order of
-//! unmapping and reusing is worth more than speed.
+//! The tables are in memory and the ITS writes them itself, as commands in a queue tell it. Commands
+//! are waited for, but for [`Its::reconfigure`]: an interrupt is mapped once in a device's life, and the
+//! order of unmapping and reusing is worth more than speed.
 //!
 //! Arm Generic Interrupt Controller Architecture Specification (IHI 0069), sections 5.2 (ITS), 5.3
 //! (commands), 12.19 (registers).
@@ -460,6 +460,20 @@ impl<B: Bus> Its<B> {
         Ok(())
     }
 
+    /// Has `change` change the configuration of LPIs of a collection, and the redistributor take it anew.
+    /// This does not wait for the ITS: returns whether the queue had room, without which nothing is done.
+    pub fn reconfigure(&mut self, collection: u16, change: impl FnOnce()) -> Result<bool, Error> {
+        let target = self.target(collection)?;
+        if !self.has_room() {
+            return Ok(false);
+        }
+        change();
+        self.put(Command::InvalidateAll { collection });
+        self.put(Command::Sync { target });
+        self.start();
+        Ok(true)
+    }
+
     fn target(&self, collection: u16) -> Result<Target, Error> {
         let target = self
             .collections
@@ -483,8 +497,13 @@ impl<B: Bus> Its<B> {
         if let Some(target) = sync {
             self.put(Command::Sync { target });
         }
-        GITS_CWRITER.write(&self.bus, CWRITER::Offset.val(self.next as u64));
+        self.start();
         self.wait()
+    }
+
+    /// Has the ITS carry out what is in the queue.
+    fn start(&self) {
+        GITS_CWRITER.write(&self.bus, CWRITER::Offset.val(self.next as u64));
     }
 
     fn put(&mut self, command: Command) {
@@ -502,17 +521,20 @@ impl<B: Bus> Its<B> {
             .publish(offset, size_of::<[u64; 4]>(), self.coherency);
     }
 
-    /// Waits until there is room for two commands: a queue is full when one place is left.
+    /// Waits until there is room for two commands.
     fn wait_for_room(&self) -> Result<(), Error> {
-        wait_until(|| {
-            let creadr = GITS_CREADR.read(&self.bus);
-            if creadr.is_set(CREADR::Stalled) {
-                // At a command of before, which was answered for then.
-                self.skip_stalled();
-            }
-            (index(creadr.read(CREADR::Offset)) % QUEUE + QUEUE - self.next - 1) % QUEUE >= 2
-        })?;
+        wait_until(|| self.has_room())?;
         Ok(())
+    }
+
+    /// Returns whether there is room for two commands: a queue is full when one place is left.
+    fn has_room(&self) -> bool {
+        let creadr = GITS_CREADR.read(&self.bus);
+        if creadr.is_set(CREADR::Stalled) {
+            // At a command of before, which was answered for then.
+            self.skip_stalled();
+        }
+        (index(creadr.read(CREADR::Offset)) % QUEUE + QUEUE - self.next - 1) % QUEUE >= 2
     }
 
     /// Waits until the ITS has carried out all commands, past those that it refuses.

@@ -45,8 +45,9 @@ pub(crate) struct Give(give::Give<Giving>);
 struct Look {
     /// Whether it sees vendor-specific capabilities.
     vendor: Vendor,
-    /// Faults in a second that are no storm.
-    allowed: u32,
+    /// Faults in a second that are no storm, and messages that are not held back.
+    faults: u32,
+    messages: u32,
 }
 
 /// What the steps have come to.
@@ -99,7 +100,8 @@ impl Operation {
         };
         let look = Look {
             vendor,
-            allowed: manifest::MAX_FAULTS_DEFAULT,
+            faults: manifest::MAX_FAULTS_DEFAULT,
+            messages: manifest::MAX_INTERRUPTS_DEFAULT,
         };
         Give::new(domain, host, wish, look).map(Self::Give)
     }
@@ -155,7 +157,10 @@ pub(crate) fn at_boot(
         } else {
             Vendor::Hidden
         },
-        allowed: function.max_faults.unwrap_or(manifest::MAX_FAULTS_DEFAULT),
+        faults: function.max_faults.unwrap_or(manifest::MAX_FAULTS_DEFAULT),
+        messages: function
+            .max_interrupts
+            .unwrap_or(manifest::MAX_INTERRUPTS_DEFAULT),
     };
     let mut give = match Give::new(domain.clone(), host, wish, look) {
         Ok(give) => give,
@@ -270,7 +275,7 @@ impl Parts for Giving {
     fn listen(&mut self) -> Result<(), AssignError> {
         let dma = self.domain.dma.as_ref().ok_or(AssignError::NoIommu)?;
         self.physical
-            .listen(self.index, self.look.allowed, &self.domain, dma)
+            .listen(self.index, self.look.faults, &self.domain, dma)
             .map_err(AssignError::Smmu)
     }
 
@@ -302,8 +307,9 @@ impl Parts for Giving {
     }
 
     fn allocate_vectors(&mut self) -> Result<(), AssignError> {
+        let (physical, domain) = (self.physical, self.domain.id);
         match &mut self.assigned {
-            Some(assigned) => assigned.allocate_vectors(self.physical, self.domain.id),
+            Some(assigned) => assigned.allocate_vectors(physical, domain, self.look.messages),
             None => Ok(()),
         }
     }
@@ -317,7 +323,7 @@ impl Parts for Giving {
     fn attach(&mut self) -> Result<(), AssignError> {
         let dma = self.domain.dma.as_ref().ok_or(AssignError::NoIommu)?;
         self.physical
-            .attach(self.index, self.look.allowed, &self.domain, dma)
+            .attach(self.index, self.look.faults, &self.domain, dma)
             .map_err(AssignError::Smmu)
     }
 

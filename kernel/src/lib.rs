@@ -12,6 +12,7 @@ pub mod give;
 pub mod guest_tree;
 pub mod intx;
 pub mod layout;
+pub mod pace;
 pub mod placement;
 pub mod reads;
 pub mod rescue;

@@ -335,12 +335,13 @@ impl Assigned {
         scrubbed
     }
 
-    /// Gives it as many interrupts as it can send messages.
+    /// Gives it as many interrupts as it can send messages, of which so many may come in a second.
     #[cold]
     pub(crate) fn allocate_vectors(
         &mut self,
         physical: &'static Physical,
         domain: u32,
+        allowed: u32,
     ) -> Result<(), AssignError> {
         if physical.vectors(self.index) == 0 {
             return Ok(());
@@ -351,7 +352,7 @@ impl Assigned {
             return Err(AssignError::Vectors(VectorError::NoIts));
         };
         let vectors = messages
-            .allocate(&events, domain)
+            .allocate(&events, domain, allowed)
             .map_err(AssignError::Vectors)?;
         self.vectors = Some(vectors);
         Ok(())

@@ -1,6 +1,6 @@
 //! The machine's PCI functions, its SMMUs and its ITS.
 
-use crate::domain::{Domain, MakeError, Memory, Tlb};
+use crate::domain::{self, Domain, MakeError, Memory, Tlb};
 use crate::lines::Lines;
 use crate::memory::{self, DmaPool, TableFrames};
 use crate::panic::give_up;
@@ -18,7 +18,9 @@ use arch::mmio::{Bus, Foreign, Window};
 use arch::smmu::{self, AddressSpace, Smmu};
 use arch::table::{Access, Format, Invalidate, Stage2, Vmid};
 use core::fmt;
+use core::ops::Range;
 use dt::{Node, Tree};
+use kernel::pace::Pace;
 use kernel::streams::{Fault, Guard, Holder, Second, Translation, Trees};
 use kernel::{fallible, layout};
 use pci::{
@@ -225,7 +227,7 @@ pub(crate) struct Messages {
     translater: Pa,
     phandle: u32,
     properties: Properties,
-    routes: Mutex<Vec<Route>>,
+    routes: Mutex<Routes>,
     senders: Mutex<Vec<Sender>>,
 }
 
@@ -238,14 +240,34 @@ struct Sender {
     users: usize,
 }
 
+/// Where messages go, and how fast they come.
+struct Routes {
+    /// By LPI, from the first one on.
+    lpis: Vec<Route>,
+    /// By number: the functions that have LPIs.
+    sources: Vec<Option<Source>>,
+}
+
 /// Where an LPI goes.
 enum Route {
     /// Nobody has it.
     Free,
-    /// A function has it; nothing is programmed.
-    Idle,
+    /// The source of this number has it; nothing is programmed.
+    Idle(u32),
     /// To this event of this function, by its name, in the domain's virtual ITS.
-    To(Arc<Domain>, Sbdf, u32),
+    To(u32, Arc<Domain>, Sbdf, u32),
+}
+
+/// A function as one that sends messages.
+struct Source {
+    host: Sbdf,
+    domain: u32,
+    lpis: Range<u32>,
+    pace: Pace,
+    /// Its LPIs are stopped, until they may go on.
+    held: bool,
+    /// It was said that they were.
+    told: bool,
 }
 
 static PHYSICAL: Once<Option<Physical>> = Once::new();
@@ -510,7 +532,10 @@ fn messages(tree: &Tree) -> Option<Messages> {
         its: Mutex::new(its),
         phandle: node.phandle().unwrap_or(0),
         properties,
-        routes: Mutex::new(routes),
+        routes: Mutex::new(Routes {
+            lpis: routes,
+            sources: Vec::new(),
+        }),
         senders: Mutex::new(Vec::new()),
     })
 }
@@ -797,12 +822,18 @@ impl Physical {
         }
     }
 
-    /// Goes on where `report` paused.
+    /// Goes on where `report` paused, and with messages that were held back.
     pub(crate) fn look_again(&self) {
         for iommu in &self.smmus {
-            if iommu.state.lock().resume_at.is_some() {
-                self.report(iommu);
+            let resume_at = iommu.state.lock().resume_at;
+            match resume_at {
+                Some(at) if sched::now() < at => sched::look_at_devices(at),
+                Some(_) => self.report(iommu),
+                None => {}
             }
+        }
+        if let Some(messages) = &self.messages {
+            messages.go_on();
         }
     }
 
@@ -876,6 +907,7 @@ impl Physical {
         }
         let (first, count) = own?;
         Some(Events {
+            host: self.found.devices()[index].sbdf,
             device,
             first,
             count,
@@ -1145,7 +1177,9 @@ pub(crate) struct Vectors {
     /// The EventID of its first vector, the others following.
     first: u32,
     /// The LPI of each vector.
-    lpis: Vec<u32>,
+    lpis: Range<u32>,
+    /// The number of the source that it is.
+    source: u32,
 }
 
 impl Vectors {
@@ -1157,6 +1191,8 @@ impl Vectors {
 
 /// EventIDs that a function may use.
 pub(crate) struct Events {
+    /// The function.
+    host: Sbdf,
     /// The DeviceID that they are sent with.
     device: u32,
     /// How many the function has, from which on.
@@ -1191,17 +1227,28 @@ impl fmt::Display for VectorError {
 }
 
 impl Messages {
-    /// Gives a domain's function an LPI for each of its vectors, all leading nowhere.
-    pub(crate) fn allocate(&self, events: &Events, domain: u32) -> Result<Vectors, VectorError> {
+    /// Gives a domain's function an LPI for each of its vectors, all leading nowhere. So many messages may
+    /// come in a second.
+    pub(crate) fn allocate(
+        &self,
+        events: &Events,
+        domain: u32,
+        allowed: u32,
+    ) -> Result<Vectors, VectorError> {
         let mut senders = self.senders.lock();
         let sender = self.sender(&mut senders, events, domain)?;
         sender.users += 1;
-        let mut taken = Vectors {
+        let (source, lpis) = self.take_lpis(events, domain, allowed);
+        let taken = Vectors {
             device: events.device,
             first: events.first,
-            lpis: Vec::new(),
+            lpis,
+            source,
         };
-        let filled = self.fill(sender, &mut taken, events.count);
+        let filled = match taken.lpis.is_empty() {
+            true => Err(VectorError::TooMany),
+            false => self.fill(sender, &taken),
+        };
         drop(senders);
         match filled {
             Ok(()) => Ok(taken),
@@ -1246,39 +1293,50 @@ impl Messages {
         }
     }
 
-    fn fill(
-        &self,
-        sender: &mut Sender,
-        taken: &mut Vectors,
-        count: u32,
-    ) -> Result<(), VectorError> {
-        taken
-            .lpis
-            .try_reserve_exact(count as usize)
-            .map_err(|_| VectorError::TooMany)?;
-        self.take_lpis(&mut taken.lpis, count as usize);
-        if taken.lpis.len() < count as usize {
-            return Err(VectorError::TooMany);
-        }
+    fn fill(&self, sender: &mut Sender, taken: &Vectors) -> Result<(), VectorError> {
         let mut its = self.its.lock();
-        for (event, lpi) in (taken.first..).zip(&taken.lpis) {
-            let id = IntId::new(*lpi);
-            let _ = self.properties.set(id, true, Priority::NORMAL);
-            its.map_event(&mut sender.device, event, id, 0)
+        let _ = self
+            .properties
+            .set(taken.lpis.clone(), true, Priority::NORMAL);
+        for (event, lpi) in (taken.first..).zip(taken.lpis.clone()) {
+            its.map_event(&mut sender.device, event, IntId::new(lpi), 0)
                 .map_err(VectorError::Its)?;
         }
         Ok(())
     }
 
-    /// Takes so many LPIs, as far as there are, and adds them to a list that has room for them.
-    fn take_lpis(&self, lpis: &mut Vec<u32>, count: usize) {
-        let mut routes = self.routes.lock();
-        let numbered = (FIRST_LPI..).zip(routes.iter_mut());
-        let free = numbered.filter(|(_, route)| matches!(route, Route::Free));
-        for (lpi, route) in free.take(count) {
-            *route = Route::Idle;
-            lpis.push(lpi);
+    /// Takes LPIs for a function, in a row, and makes it a source of that number; of none if there are not
+    /// so many.
+    fn take_lpis(&self, events: &Events, domain: u32, allowed: u32) -> (u32, Range<u32>) {
+        let Routes { lpis, sources } = &mut *self.routes.lock();
+        let mut first = FIRST_LPI;
+        let end = (FIRST_LPI..).zip(lpis.iter()).find_map(|(lpi, route)| {
+            if !matches!(route, Route::Free) {
+                first = lpi + 1;
+            }
+            (lpi + 1 - first == events.count).then_some(lpi + 1)
+        });
+        let is_full = sources.iter().all(Option::is_some);
+        let has_room = !is_full || fallible::push(sources, None).is_ok();
+        let mut numbered = (0..).zip(sources);
+        let free = numbered.find(|(_, source)| source.is_none());
+        let (Some(end), true, Some((number, source))) = (end, has_room, free) else {
+            return (0, 0..0);
+        };
+        let routes = lpis.iter_mut().skip((first - FIRST_LPI) as usize);
+        for route in routes.take(events.count as usize) {
+            *route = Route::Idle(number);
         }
+        let lpis = first..end;
+        *source = Some(Source {
+            host: events.host,
+            domain,
+            lpis: lpis.clone(),
+            pace: Pace::new(allowed),
+            held: false,
+            told: false,
+        });
+        (number, lpis)
     }
 
     /// Takes LPIs back.
@@ -1307,27 +1365,34 @@ impl Messages {
             }
         }
         drop(senders);
-        let mut routes = self.routes.lock();
+        if vectors.lpis.is_empty() {
+            return;
+        }
+        let Routes { lpis, sources } = &mut *self.routes.lock();
         for lpi in vectors.lpis {
-            if let Some(route) = routes.get_mut((lpi - FIRST_LPI) as usize) {
+            if let Some(route) = lpis.get_mut((lpi - FIRST_LPI) as usize) {
                 *route = Route::Free;
             }
+        }
+        if let Some(source) = sources.get_mut(vectors.source as usize) {
+            *source = None;
         }
     }
 
     /// Says where a vector's messages go: to an event of a function of the domain's, or nowhere.
     pub(crate) fn route(&self, vectors: &Vectors, vector: u32, to: Option<(&Domain, Sbdf, u32)>) {
-        let Some(lpi) = vectors.lpis.get(vector as usize) else {
+        let Some(lpi) = vectors.lpis.clone().nth(vector as usize) else {
             return;
         };
+        let source = vectors.source;
         let route = match to {
             Some((domain, function, event)) => {
-                Route::To(domain.reference(0).domain, function, event)
+                Route::To(source, domain.reference(0).domain, function, event)
             }
-            None => Route::Idle,
+            None => Route::Idle(source),
         };
         let mut routes = self.routes.lock();
-        let slot = routes.get_mut((lpi - FIRST_LPI) as usize);
+        let slot = routes.lpis.get_mut((lpi - FIRST_LPI) as usize);
         let old = slot.map(|slot| core::mem::replace(slot, route));
         // The last reference to a domain must not go away under the lock.
         drop(routes);
@@ -1338,27 +1403,90 @@ impl Messages {
 
     /// Lets no vector of a device lead anywhere.
     pub(crate) fn unroute(&self, vectors: &Vectors) {
-        for (vector, _) in (0..).zip(&vectors.lpis) {
+        for (vector, _) in (0..).zip(vectors.lpis.clone()) {
             self.route(vectors, vector, None);
         }
     }
 
     /// Gives an LPI to the domain that it goes to.
     pub(crate) fn interrupt(&self, lpi: u32) {
-        let to = match self
-            .routes
-            .lock()
-            .get((lpi.wrapping_sub(FIRST_LPI)) as usize)
-        {
-            Some(Route::To(domain, function, event)) => Some((domain.clone(), *function, *event)),
-            _ => None,
+        let mut routes = self.routes.lock();
+        let Routes { lpis, sources } = &mut *routes;
+        let (source, to) = match lpis.get(lpi.wrapping_sub(FIRST_LPI) as usize) {
+            Some(Route::To(source, domain, function, event)) => {
+                (*source, Some((domain.clone(), *function, *event)))
+            }
+            Some(Route::Idle(source)) => (*source, None),
+            Some(Route::Free) | None => return,
         };
+        let known = sources.get_mut(source as usize).and_then(Option::as_mut);
+        let many = known.is_some_and(|source| source.pace.count());
+        drop(routes);
+        if many {
+            self.hold_back(source);
+        }
         if let Some((domain, function, event)) = to
             && let Some(device) = domain.bus_numbers.requester(function)
         {
             // What the domain's ITS does not know is dropped, as hardware does.
             let _ = domain.interrupts.msi(&domain, device.into(), event);
         }
+    }
+
+    /// Stops the LPIs of a source that sends faster than it may, until it may go on: what it sends
+    /// meanwhile is pending in the redistributor (Arm IHI 0069, 5.1).
+    #[cold]
+    fn hold_back(&self, number: u32) {
+        let mut routes = self.routes.lock();
+        let Some(Some(source)) = routes.sources.get_mut(number as usize) else {
+            return;
+        };
+        let Some(due) = source.pace.due(sched::now(), machine::get().frequency) else {
+            return;
+        };
+        source.held = source.held || self.let_through(source, false);
+        if source.held {
+            sched::look_at_devices(due);
+        }
+        let told = core::mem::replace(&mut source.told, true);
+        let (host, domain, allowed) = (source.host, source.domain, source.pace.allowed());
+        drop(routes);
+        if !told {
+            warning!(
+                "domain {}, {host}: more than {allowed} messages in a second: they are held back",
+                domain::Name(domain)
+            );
+        }
+    }
+
+    /// Lets the LPIs of sources through again that were stopped for long enough.
+    fn go_on(&self) {
+        let (now, machine) = (sched::now(), machine::get());
+        let mut routes = self.routes.lock();
+        for source in routes.sources.iter_mut().flatten() {
+            if !source.held {
+                continue;
+            }
+            let due = source.pace.due(now, machine.frequency);
+            source.held = due.is_some() || !self.let_through(source, true);
+            if source.held {
+                let pause = machine.ticks(PAUSE_MICROSECONDS);
+                sched::look_at_devices(due.unwrap_or(now.saturating_add(pause)));
+            }
+        }
+    }
+
+    /// Lets the LPIs of a source through, or stops them; returns whether the ITS was told. Nobody waits
+    /// for the ITS here, nor for those who do: what has to be done again costs as much as a message.
+    fn let_through(&self, source: &Source, enabled: bool) -> bool {
+        let Some(mut its) = self.its.try_lock() else {
+            return false;
+        };
+        let change = || {
+            let lpis = source.lpis.clone();
+            let _ = self.properties.set(lpis, enabled, Priority::NORMAL);
+        };
+        its.reconfigure(0, change) == Ok(true)
     }
 
     /// Returns what a device is to write its messages to.

@@ -9,6 +9,7 @@
 
 use super::{Error, IntId, Priority};
 use crate::dma::{Coherency, Memory, Pool};
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use tock_registers::fields::FieldValue;
 use tock_registers::{LocalRegisterCopy, register_bitfields};
@@ -81,17 +82,21 @@ impl Properties {
         1 << self.id_bits
     }
 
-    /// Lets an LPI through or stops it, from when the ITS has invalidated what it cached of it.
-    pub fn set(&self, lpi: IntId, enabled: bool, priority: Priority) -> Result<(), Error> {
-        let offset = lpi
-            .get()
-            .checked_sub(IntId::FIRST_LPI.get())
-            .filter(|_| lpi.get() < self.end())
-            .ok_or(Error::NoSuchInterrupt(lpi))?;
+    /// Lets LPIs through or stops them, from when the ITS has invalidated what it cached of them. What is
+    /// pending of those that are stopped stays so.
+    pub fn set(&self, lpis: Range<u32>, enabled: bool, priority: Priority) -> Result<(), Error> {
+        let first = IntId::FIRST_LPI.get();
+        if lpis.start < first || lpis.end > self.end() {
+            return Err(Error::NoSuchInterrupt(IntId::new(lpis.start)));
+        }
         let enable = if enabled { ENABLE } else { 0 };
         let byte = priority.get() & 0xfc | RES1 | enable;
-        self.memory.write8(offset as usize, byte);
-        self.memory.publish(offset as usize, 1, self.coherency());
+        let places = (lpis.start - first) as usize..(lpis.end.max(lpis.start) - first) as usize;
+        for place in places.clone() {
+            self.memory.write8(place, byte);
+        }
+        let coherency = self.coherency();
+        self.memory.publish(places.start, places.len(), coherency);
         Ok(())
     }
 
@@ -165,13 +170,25 @@ mod tests {
         let properties = Properties::new(16, &mut arena).unwrap();
         assert_eq!(properties.memory.len(), 0xe000);
         assert_eq!(properties.memory.read8(0), 0xa2);
-        let set = |lpi, enabled| properties.set(IntId::new(lpi), enabled, Priority::HIGH);
-        set(8192, true).unwrap();
-        set(65535, false).unwrap();
-        assert_eq!(properties.memory.read8(0), 0x83);
-        assert_eq!(properties.memory.read8(0xdfff), 0x82);
-        for lpi in [0, 8191, 65536, u32::MAX] {
-            assert_eq!(set(lpi, true), Err(Error::NoSuchInterrupt(IntId::new(lpi))));
+        let set = |lpis, enabled| properties.set(lpis, enabled, Priority::HIGH);
+        set(8192..8193, true).unwrap();
+        set(65535..65536, false).unwrap();
+        set(8200..8203, true).unwrap();
+        set(9000..9000, true).unwrap();
+        let bytes = |first: usize| [0, 1, 2, 3].map(|n| properties.memory.read8(first + n));
+        assert_eq!(bytes(0), [0x83, 0xa2, 0xa2, 0xa2]);
+        assert_eq!(bytes(7), [0xa2, 0x83, 0x83, 0x83]);
+        assert_eq!(bytes(0xdffc), [0xa2, 0xa2, 0xa2, 0x82]);
+        assert_eq!(bytes(9000 - 8192), [0xa2; 4]);
+        for (start, end) in [
+            (0, 1),
+            (8191, 8193),
+            (65535, 65537),
+            (65536, 65537),
+            (8192, u32::MAX),
+        ] {
+            let error = Error::NoSuchInterrupt(IntId::new(start));
+            assert_eq!(set(start..end, true), Err(error), "{start}..{end}");
         }
     }
 

@@ -402,6 +402,36 @@ fn the_queue_wraps() {
 }
 
 #[test]
+fn a_change_is_not_waited_for_and_needs_room() {
+    let mut arena = Arena::new(0x40_0000);
+    let model = Model::new(Fake { slow: true, ..QEMU }, &arena);
+    let mut its = started(&model, &mut arena);
+    model.inner.borrow_mut().log.clear();
+    // The ITS looks at the queue when it is asked how far it is, once each time.
+    let mut changes = 0;
+    while its.reconfigure(1, || changes += 1) == Ok(true) {
+        assert!(changes < QUEUE, "the queue never fills up");
+    }
+    let refused = changes;
+    assert_eq!(
+        its.reconfigure(1, || changes += 1),
+        Ok(true),
+        "a place is free by now"
+    );
+    assert_eq!(changes, refused + 1);
+    assert_eq!(
+        its.reconfigure(2, || changes += 1),
+        Err(Error::NoSuchCollection(2))
+    );
+    // Whoever waits for a command waits for those before it.
+    let device = its.map_device(0x18, 1, &mut arena).unwrap();
+    assert_eq!(device.id(), 0x18);
+    let log = &model.inner.borrow().log;
+    assert_eq!(log.iter().filter(|n| **n == 13).count(), changes);
+    assert_eq!(log[..4], [13, 5, 13, 5]);
+}
+
+#[test]
 fn a_dead_its_is_an_error_each_time() {
     let mut arena = Arena::new(0x40_0000);
     let model = Model::new(Fake { dead: true, ..QEMU }, &arena);

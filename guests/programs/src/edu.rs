@@ -17,7 +17,9 @@ use runtime::harness::{self, Outcome, Test};
 use runtime::its::{Its, Stalled};
 use runtime::mmio::Window;
 use runtime::platform::{self, HostBridge, Platform};
-use runtime::{check, check_eq, cpu, exception, println, skip, smccc, timer};
+use runtime::{check, check_eq, console, cpu, exception, println, skip, smccc, timer};
+
+use spin::Once;
 
 use crate::pci::{self, Function};
 
@@ -44,8 +46,8 @@ const BYTES: usize = 64;
 /// How long something that must come is waited for, in milliseconds.
 const LONG: u64 = 30_000;
 
-/// Runs the tests and powers off; with `storm` on the command line it makes faults until the device
-/// is taken from it, and resets the domain.
+/// Runs the tests and powers off; with `storm` on the command line it does what is typed: makes faults until
+/// the device is taken from it, and resets the domain, or sends messages without end.
 pub fn main(platform: &'static Platform) {
     if platform.arguments() == "storm" {
         return storm();
@@ -132,6 +134,22 @@ impl Edu {
         snapshot(&target) == source
     }
 
+    /// Makes the device's message an LPI.
+    fn send_by(&self, its: &mut Its, lpi: u32) -> Result<(), Stalled> {
+        let device = self.function.requester.into();
+        its.map_device(device, 1)?;
+        its.configure(lpi, gic::DEFAULT_PRIORITY, true);
+        its.map_event(device, 0, lpi, 0)?;
+        its.inv(device, 0)?;
+        let config = &self.function.config;
+        let [low, high] = pci::halves(its.doorbell());
+        config.write32(MSI + 4, low);
+        config.write32(MSI + 8, high);
+        config.write16(MSI + 12, 0);
+        config.write16(MSI + 2, 1);
+        Ok(())
+    }
+
     /// Moves the device's buffer to memory.
     fn store(&self, to: u64, bytes: usize) -> bool {
         self.transfer(BUFFER, to, bytes, TO_MEMORY)
@@ -161,7 +179,7 @@ const BUFFER_BYTES: usize = 4096;
 /// Transfers of a storm. Each makes all its faults at once, so one would do.
 const TRANSFERS: u32 = 3;
 
-/// Works, makes more faults than are allowed, no longer works, and starts anew.
+/// Works, and does what is typed.
 fn storm() {
     let Some(edu) = Edu::find() else {
         return println!("storm: there is no edu device on bus 0");
@@ -170,6 +188,62 @@ fn storm() {
         return println!("storm: FAILED: the device does not work");
     }
     println!("storm: the device works");
+    loop {
+        match console::read() {
+            Some(b'f') => return faults(&edu),
+            Some(b'm') => {
+                if let Err(error) = messages(&edu) {
+                    return println!("storm: FAILED: {error}");
+                }
+            }
+            _ => timer::sleep(10),
+        }
+    }
+}
+
+/// Sends messages as fast as it can until something is typed.
+fn messages(edu: &Edu) -> Result<(), &'static str> {
+    const STUCK: &str = "the ITS does not go on";
+    let mut its = Its::new().ok_or("there is no ITS")?;
+    REGISTERS.call_once(|| edu.registers);
+    gic::set_handler(
+        FIRST_LPI,
+        Some(|_| {
+            CAME.fetch_add(1, Ordering::Relaxed);
+            if let Some(registers) = REGISTERS.get() {
+                SEEN.fetch_or(registers.read32(STATUS), Ordering::Relaxed);
+            }
+        }),
+    );
+    let target = its.target();
+    its.map_collection(0, target).map_err(|_| STUCK)?;
+    edu.send_by(&mut its, FIRST_LPI).map_err(|_| STUCK)?;
+    its.sync(target).map_err(|_| STUCK)?;
+    println!("storm: messages without end");
+    CAME.store(0, Ordering::Relaxed);
+    let (start, mut sent) = (timer::now(), 0);
+    exception::unmask_irqs();
+    while console::read().is_none() {
+        for _ in 0..64 {
+            edu.registers.write32(RAISE, 1);
+        }
+        sent += 64;
+    }
+    let came = CAME.load(Ordering::Relaxed);
+    let milliseconds = (timer::now() - start) / timer::ticks(1);
+    edu.registers.write32(RAISE, LAST);
+    let ended = timer::wait_until(LONG, || SEEN.load(Ordering::Relaxed) & LAST != 0);
+    exception::mask_irqs();
+    println!("storm: of {sent} messages {came} came in {milliseconds} ms");
+    if !ended {
+        return Err("the last message is lost");
+    }
+    println!("storm: the last one came");
+    Ok(())
+}
+
+/// Makes more faults than are allowed, no longer works, and starts anew.
+fn faults(edu: &Edu) {
     let memory = platform::get().memory;
     for _ in 0..TRANSFERS {
         edu.store(memory.base + memory.size, BUFFER_BYTES);
@@ -318,8 +392,16 @@ const RAISE: usize = 0x60;
 const ACKNOWLEDGE: usize = 0x64;
 const MSI: usize = 0x40;
 
-/// LPIs that came, less the first: one bit for each.
+/// What was raised with which value and is not acknowledged.
+const STATUS: usize = 0x24;
+/// What is raised last.
+const LAST: u32 = 1 << 31;
+
+/// LPIs that came, less the first: one bit for each. Of a storm, how many.
 static CAME: AtomicU32 = AtomicU32::new(0);
+/// The registers of the device that storms, and what they said when an LPI came.
+static REGISTERS: Once<Window> = Once::new();
+static SEEN: AtomicU32 = AtomicU32::new(0);
 
 /// Each device of the bus moves memory, and interrupts as itself.
 fn each() -> Outcome {
@@ -353,17 +435,7 @@ fn each() -> Outcome {
     }
     for (lpi, edu) in (FIRST_LPI..).zip(&devices) {
         edu.function.enable();
-        let device = edu.function.requester.into();
-        its.map_device(device, 1).map_err(stalled)?;
-        its.configure(lpi, gic::DEFAULT_PRIORITY, true);
-        its.map_event(device, 0, lpi, 0).map_err(stalled)?;
-        its.inv(device, 0).map_err(stalled)?;
-        let doorbell = its.doorbell();
-        let config = &edu.function.config;
-        config.write32(MSI + 4, (doorbell & 0xffff_ffff) as u32);
-        config.write32(MSI + 8, (doorbell >> 32) as u32);
-        config.write16(MSI + 12, 0);
-        config.write16(MSI + 2, 1);
+        edu.send_by(&mut its, lpi).map_err(stalled)?;
     }
     its.sync(target).map_err(stalled)?;
     for (bit, edu) in devices.iter().enumerate() {

@@ -8,8 +8,8 @@ use core::fmt;
 use vpci::Sbdf;
 
 use crate::model::{
-    Backend, Domain, Function, Grant, GuestRange, MAX_FAULTS_MOST, Manifest, Module, Payload, Port,
-    Server, Sriov,
+    Backend, Domain, Function, Grant, GuestRange, MAX_FAULTS_MOST, MAX_INTERRUPTS, Manifest,
+    Module, Payload, Port, Server, Sriov,
 };
 use crate::{BLOCK, PAGE, RAM_BASE, RAM_LIMIT};
 
@@ -156,6 +156,8 @@ pub enum Mistake<'m> {
     FaultsEmulated,
     /// More faults than may be allowed.
     FaultsTooMany,
+    /// Fewer or more interrupts than may be allowed.
+    Interrupts,
     /// There is no such server.
     NoServer(&'m str),
     /// The server's target is another domain.
@@ -446,6 +448,12 @@ impl Manifest {
         {
             report("max_faults", Mistake::FaultsTooMany);
         }
+        if function
+            .max_interrupts
+            .is_some_and(|most| !MAX_INTERRUPTS.contains(&most))
+        {
+            report("max_interrupts", Mistake::Interrupts);
+        }
         match &function.backend {
             Backend::Vpci if function.host.is_none() => report("host", Mistake::HostMissing),
             Backend::Vpci => {}
@@ -497,6 +505,9 @@ impl Manifest {
         }
         if function.max_faults.is_some() {
             report("max_faults", Mistake::FaultsEmulated);
+        }
+        if function.max_interrupts.is_some() {
+            report("max_interrupts", Mistake::PhysicalOnly);
         }
     }
 
@@ -708,6 +719,7 @@ impl fmt::Display for Mistake<'_> {
             Self::PhysicalOnly           => write!(f, "only physical functions need it; leave it out"),
             Self::FaultsEmulated         => write!(f, "only physical functions have DMA that can fault; leave it out"),
             Self::FaultsTooMany          => write!(f, "write a number from 0 to {MAX_FAULTS_MOST}"),
+            Self::Interrupts             => write!(f, "write a number from {} to {}", MAX_INTERRUPTS.start(), MAX_INTERRUPTS.end()),
             Self::NoServer(name)         => write!(f, "no domain has a server {name}; write \"vpci\", or give the device model's domain a server of that name"),
             Self::ServerOfOther(name, target) => write!(f, "server {name} serves domain {target}; name a server whose target is this domain"),
             Self::NoTarget(name)         => write!(f, "there is no domain {name}; name the domain whose devices it models"),

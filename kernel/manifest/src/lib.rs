@@ -36,8 +36,9 @@ mod write;
 
 pub use check::{Error, Item, Machine, Mistake};
 pub use model::{
-    Backend, Domain, Function, Grant, GuestRange, MAX_FAULTS_DEFAULT, MAX_FAULTS_MOST, Manifest,
-    Module, PRIORITY_DEFAULT, Payload, Port, Server, Sriov,
+    Backend, Domain, Function, Grant, GuestRange, MAX_FAULTS_DEFAULT, MAX_FAULTS_MOST,
+    MAX_INTERRUPTS, MAX_INTERRUPTS_DEFAULT, Manifest, Module, PRIORITY_DEFAULT, Payload, Port,
+    Server, Sriov,
 };
 pub use read::ReadError;
 

@@ -14,6 +14,13 @@ pub const MAX_FAULTS_DEFAULT: u32 = 10_000;
 /// The most faults in a second that a function may be allowed: what it costs to count them is EL2's.
 pub const MAX_FAULTS_MOST: u32 = 100_000;
 
+/// Interrupts in a second that come through of a function that says nothing of them. Each one is EL2's to
+/// pass on, which takes about a microsecond.
+pub const MAX_INTERRUPTS_DEFAULT: u32 = 200_000;
+
+/// The fewest and the most interrupts in a second that a function may be allowed.
+pub const MAX_INTERRUPTS: core::ops::RangeInclusive<u32> = 1_000..=1_000_000;
+
 /// A whole system.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
@@ -119,6 +126,8 @@ pub struct Function {
     pub vendor_capabilities: bool,
     /// Faults in a second after which it is cut off from memory, until its reset.
     pub max_faults: Option<u32>,
+    /// Interrupts in a second; what is more is held back.
+    pub max_interrupts: Option<u32>,
 }
 
 /// Who answers config accesses to a function.

@@ -197,6 +197,7 @@ fn read_function(node: Node<'_>) -> Result<'_, Function> {
         "backend",
         "allow-no-reset",
         "max-faults",
+        "max-interrupts",
         "vendor-capabilities",
     ];
     known(node, &names)?;
@@ -211,6 +212,7 @@ fn read_function(node: Node<'_>) -> Result<'_, Function> {
         allow_no_reset: flag(node, "allow-no-reset")?,
         vendor_capabilities: flag(node, "vendor-capabilities")?,
         max_faults: optional(node, "max-faults", number)?,
+        max_interrupts: optional(node, "max-interrupts", number)?,
     })
 }
 

@@ -120,6 +120,9 @@ fn write_function(tree: &mut Writer, function: &Function) -> Result<(), WriteErr
     if let Some(faults) = function.max_faults {
         tree.u32("max-faults", faults)?;
     }
+    if let Some(messages) = function.max_interrupts {
+        tree.u32("max-interrupts", messages)?;
+    }
     flag_if(tree, "allow-no-reset", function.allow_no_reset)?;
     flag_if(tree, "vendor-capabilities", function.vendor_capabilities)
 }

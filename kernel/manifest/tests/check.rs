@@ -49,6 +49,7 @@ fn passthrough(slot: &str, host: &str) -> Function {
         allow_no_reset: false,
         vendor_capabilities: false,
         max_faults: None,
+        max_interrupts: None,
     }
 }
 
@@ -80,6 +81,7 @@ fn system() -> Manifest {
             allow_no_reset: false,
             vendor_capabilities: false,
             max_faults: None,
+            max_interrupts: None,
         },
     ];
     let mut disk = domain("disk", "virtio-blk");
@@ -205,6 +207,9 @@ fn an_impossible_system_is_refused_with_place_and_mend() {
         (|m| m.domains[0].functions[1].allow_no_reset = true, "domain linux: function 0000:00:02.0: allow_no_reset: only physical functions need it; leave it out"),
         (|m| m.domains[0].functions[1].max_faults = Some(5), "domain linux: function 0000:00:02.0: max_faults: only physical functions have DMA that can fault; leave it out"),
         (|m| m.domains[0].functions[0].max_faults = Some(100_001), "domain linux: function 0000:00:01.0: max_faults: write a number from 0 to 100000"),
+        (|m| m.domains[0].functions[0].max_interrupts = Some(999), "domain linux: function 0000:00:01.0: max_interrupts: write a number from 1000 to 1000000"),
+        (|m| m.domains[0].functions[0].max_interrupts = Some(1_000_001), "domain linux: function 0000:00:01.0: max_interrupts: write a number from 1000 to 1000000"),
+        (|m| m.domains[0].functions[1].max_interrupts = Some(5_000), "domain linux: function 0000:00:02.0: max_interrupts: only physical functions need it; leave it out"),
         (|m| m.domains[0].functions[1].backend = Backend::Server("no".into()), "domain linux: function 0000:00:02.0: backend: no domain has a server no; write \"vpci\", or give the device model's domain a server of that name"),
 
         (|m| m.domains[1].servers[0].target = "no".into(), "domain disk: server blk0: target: there is no domain no; name the domain whose devices it models"),

@@ -40,15 +40,19 @@ fn function() -> impl Strategy<Value = Function> {
         any::<bool>(),
         any::<bool>(),
         option::of(any::<u32>()),
+        option::of(any::<u32>()),
     );
     parts.prop_map(
-        |(slot, host, backend, allow_no_reset, vendor_capabilities, max_faults)| Function {
-            slot: slot.into(),
-            host: host.map(Into::into),
-            backend,
-            allow_no_reset,
-            vendor_capabilities,
-            max_faults,
+        |(slot, host, backend, allow_no_reset, vendor_capabilities, max_faults, max_interrupts)| {
+            Function {
+                slot: slot.into(),
+                host: host.map(Into::into),
+                backend,
+                allow_no_reset,
+                vendor_capabilities,
+                max_faults,
+                max_interrupts,
+            }
         },
     )
 }

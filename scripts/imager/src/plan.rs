@@ -174,6 +174,7 @@ impl system::Pci {
             "allow_no_reset" => span(&self.allow_no_reset),
             "vendor_capabilities" => span(&self.vendor_capabilities),
             "max_faults" => span(&self.max_faults),
+            "max_interrupts" => span(&self.max_interrupts),
             _ => None,
         };
         place.unwrap_or(self.slot.span())
@@ -444,6 +445,7 @@ fn function(pci: &system::Pci) -> Function {
         allow_no_reset: is_set(&pci.allow_no_reset),
         vendor_capabilities: is_set(&pci.vendor_capabilities),
         max_faults: pci.max_faults.as_ref().map(|most| *most.as_ref()),
+        max_interrupts: pci.max_interrupts.as_ref().map(|most| *most.as_ref()),
     }
 }
 

@@ -108,6 +108,7 @@ pub(crate) struct Pci {
     pub(crate) allow_no_reset: Option<Spanned<bool>>,
     pub(crate) vendor_capabilities: Option<Spanned<bool>>,
     pub(crate) max_faults: Option<Spanned<u32>>,
+    pub(crate) max_interrupts: Option<Spanned<u32>>,
 }
 
 #[derive(Debug, Deserialize)]
