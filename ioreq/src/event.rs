@@ -98,6 +98,22 @@ impl EventSet {
         None
     }
 
+    /// Takes the next piece of work that an event is about: `look` takes it, and says whether there is more.
+    /// An event of which there is none left is passed over.
+    pub fn take_work<W>(&self, look: impl Fn(u32) -> Option<(W, bool)>) -> Option<(u32, W)> {
+        while let Some(event) = self.take() {
+            let Some((work, more)) = look(event) else {
+                continue;
+            };
+            if more {
+                // Whoever sleeps was woken when the work came; the caller takes it if nobody else does.
+                self.mark(event);
+            }
+            return Some((event, work));
+        }
+        None
+    }
+
     /// Says whether an event is pending.
     pub fn is_pending(&self) -> bool {
         // Relaxed: a look; who wants the event takes it.
@@ -119,14 +135,16 @@ impl EventSet {
         }
     }
 
-    /// Takes back the announcement: the caller has been woken, or is no more.
+    /// Takes back the announcement: the caller has been woken.
     pub fn awake(&self) {
         // Relaxed: at worst somebody is woken in vain.
         self.sleepers.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Forgets all pending events.
+    /// Forgets all pending events, and whoever slept: they are no more.
     pub fn clear(&self) {
+        // Relaxed: at worst somebody is woken in vain, as above.
+        self.sleepers.store(0, Ordering::Relaxed);
         for word in &self.words {
             // Relaxed: there is nothing to see behind a forgotten event.
             word.store(0, Ordering::Relaxed);
@@ -238,11 +256,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cleared_set_is_empty() {
+    fn a_cleared_set_is_empty_and_nobody_sleeps() {
         let set = EventSet::new(70).unwrap();
+        assert_eq!(set.sleep(), Sleep::Blocked);
         let _ = set.signal(3);
         let _ = set.signal(69);
         set.clear();
         assert_eq!(set.take(), None);
+        assert_eq!(set.signal(3), Wake::NotNeeded);
     }
 }

@@ -488,6 +488,12 @@ impl<'a> Server<'a> {
         })
     }
 
+    /// Returns the same, and whether there is more: for [`EventSet::take_work`] of a set of servers.
+    pub fn look(&self) -> Option<(ServerWork, bool)> {
+        let work = self.next_work()?;
+        Some((work, self.has_work()))
+    }
+
     /// Says whether [`Server::next_work`] has more.
     pub fn has_work(&self) -> bool {
         self.work.is_pending()

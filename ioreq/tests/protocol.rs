@@ -6,8 +6,8 @@ mod common;
 use abi::Status;
 use common::{attached, memory, read, write};
 use ioreq::{
-    AttachError, Client, ClientError, Kind, Line, PostError, ProtocolError, PublishError, Request,
-    Server, ServerError, ServerWork, State, TakeError, Width, Work,
+    AttachError, Client, ClientError, EventSet, Kind, Line, PostError, ProtocolError, PublishError,
+    Request, Server, ServerError, ServerWork, Sleep, State, TakeError, Wake, Width, Work,
 };
 use std::sync::atomic::Ordering;
 use vpci::Sbdf;
@@ -288,6 +288,58 @@ fn when_the_device_model_dies_every_request_is_dropped_and_the_next_one_starts_a
     server.post(&mut poster, &write(1, 1)).unwrap();
     server.post(&mut poster, &write(2, 1)).unwrap();
     assert_eq!(client.work(None).count(), 2);
+}
+
+/// What the call says in which a device model waits, of two servers of its.
+#[test]
+fn whoever_waits_is_told_of_each_piece_of_work_once_and_of_none_that_is_no_more() {
+    let (layout, lines) = memory(2, 4);
+    let (other_layout, other_lines) = memory(1, 4);
+    let (server, mut poster) = attached(layout, &lines);
+    let (other, mut other_poster) = attached(other_layout, &other_lines);
+    let servers = [&server, &other];
+    let waits = EventSet::new(2).unwrap();
+    let told = || waits.take_work(|event| servers.get(event as usize)?.look());
+    assert_eq!(waits.sleep(), Sleep::Blocked);
+    // Both slots of one, and writes of the other, each of which wakes it.
+    let asked = [0, 1].map(|slot| server.publish(slot, read(1)).unwrap());
+    assert_eq!([0, 0].map(|event| waits.signal(event)), [Wake::Needed; 2]);
+    other.post(&mut other_poster, &write(1, 1)).unwrap();
+    assert_eq!(waits.signal(1), Wake::Needed);
+    waits.awake();
+    assert_eq!(told(), Some((0, ServerWork::Slot(0))));
+    assert_eq!(told(), Some((1, ServerWork::Posted)));
+    assert_eq!(waits.sleep(), Sleep::LookAgain);
+    assert_eq!(told(), Some((0, ServerWork::Slot(1))));
+    assert_eq!(told(), None);
+    assert_eq!(waits.sleep(), Sleep::Blocked);
+    waits.awake();
+    // Whoever asked has gone meanwhile, with the target: it is answered like any other, once.
+    let mut client = Client::new(&lines).unwrap();
+    assert_eq!(requests(&mut client, 0), ["MmioRead 0x1"]);
+    assert_eq!(server.complete(0), Ok(()));
+    assert_eq!(server.complete(0), Err(ProtocolError::NothingAsked));
+    assert_eq!(server.take_answer(&asked[0]), Ok(2));
+    // The device model goes, and comes again: of what it was not told the new one hears nothing.
+    server.post(&mut poster, &write(3, 3)).unwrap();
+    assert_eq!(waits.signal(0), Wake::NotNeeded);
+    server.detach();
+    assert_eq!(server.take_answer(&asked[1]), Err(TakeError::Dropped));
+    server.attach(&mut poster).unwrap();
+    assert_eq!(waits.sleep(), Sleep::LookAgain);
+    assert_eq!(told(), None);
+    assert_eq!(waits.sleep(), Sleep::Blocked);
+    waits.clear();
+    let again = server.publish(1, read(5)).unwrap();
+    assert_eq!(waits.signal(0), Wake::NotNeeded, "nobody sleeps any more");
+    assert_eq!(told(), Some((0, ServerWork::Slot(1))));
+    // An event of no server's.
+    assert_eq!(waits.signal(7), Wake::NotNeeded);
+    assert_eq!(told(), None);
+    let mut client = Client::new(&lines).unwrap();
+    assert_eq!(requests(&mut client, 1), ["MmioRead 0x5"]);
+    assert_eq!(server.complete(1), Ok(()));
+    assert_eq!(server.take_answer(&again), Ok(6));
 }
 
 #[test]

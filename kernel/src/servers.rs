@@ -141,6 +141,10 @@ impl Serving {
 
     /// The device model is gone: who waits for it gets what hardware answers where nothing is.
     pub(crate) fn detach(&self) {
+        if let Some(events) = &self.events {
+            // Its vCPUs sleep no more, whatever they waited for.
+            events.clear();
+        }
         for link in self.each() {
             link.server.detach();
             if let Some(target) = link.target.upgrade() {
@@ -547,16 +551,9 @@ pub(crate) fn wait(running: &mut Running<'_>) {
         running.state.frame.x[1] = NONE;
     }
     loop {
-        while let Some(id) = events.take() {
-            let Some(link) = running.domain.serving.link(id.into()) else {
-                continue;
-            };
-            let Some(work) = link.server.next_work() else {
-                continue;
-            };
-            if link.server.has_work() {
-                let _ = events.signal(id);
-            }
+        let links = &running.domain.serving;
+        let work = events.take_work(|id| links.link(id.into())?.server.look());
+        if let Some((id, work)) = work {
             let slot = match work {
                 ServerWork::Posted => NONE,
                 ServerWork::Slot(slot) => slot.into(),
