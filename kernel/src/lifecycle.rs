@@ -90,12 +90,9 @@ fn initialize(vcpu: &VcpuRef, run: &Run, entry: u64, argument: u64) -> Result<()
     assert!(run.activity == Activity::Off && run.loaded.is_none());
     // SAFETY: it is off and loaded nowhere, and `run` is locked.
     let state = unsafe { &mut *vcpu.get().state() };
-    if state.pending.is_some() {
-        let room = state.stale.try_reserve(1);
-        room.map_err(|_| MakeError::NoMemory("what its device models have yet to answer"))?;
-    }
-    let mut stale = core::mem::take(&mut state.stale);
-    stale.extend(state.pending.take().and_then(Pending::into_asked));
+    let forgotten = state.forget_asked();
+    forgotten.map_err(|_| MakeError::NoMemory("what its device models have yet to answer"))?;
+    let stale = core::mem::take(&mut state.stale);
     *state = State::new(entry, argument);
     state.stale = stale;
     vcpu.get().take_requests();
@@ -173,21 +170,24 @@ fn stopped(domain: &Domain, then: Then) {
         info!("domain {} resets", domain.name());
         domain.clean_all_again();
     }
-    end_resets(&domain);
+    end_waits(&domain);
     let resets = domain.pci.as_ref().map(|bus| bus.lock().reset(&domain));
     *domain.resets.lock() = (resets.unwrap_or_default(), then);
     go_on(&domain);
 }
 
-/// Gives up the resets that vCPUs of a stopped domain have waited for: its devices are all reset anew, each
-/// by one reset at a time, and with what the old one has reserved.
-fn end_resets(domain: &Arc<Domain>) {
+/// Gives up what vCPUs of a stopped domain have waited for. Resets end: its devices are all reset anew, each by
+/// one reset at a time, and with what the old one has reserved. Answers of device models are nobody's, and stay
+/// in the way of no other instance of those.
+fn end_waits(domain: &Arc<Domain>) {
     for index in 0..domain.vcpus.len() {
         let vcpu = domain.reference(index);
         let run = vcpu.get().run.lock();
         // SAFETY: it is off and loaded nowhere, and `run` is locked.
-        let pending = unsafe { &mut (*vcpu.get().state()).pending };
-        let reset = pending.take_if(|pending| matches!(pending, Pending::Reset(..)));
+        let state = unsafe { &mut *vcpu.get().state() };
+        let reset = (state.pending).take_if(|pending| matches!(pending, Pending::Reset(..)));
+        // Without memory it is tried again when the vCPU starts.
+        let _ = state.forget_asked();
         drop(run);
         drop(reset);
     }

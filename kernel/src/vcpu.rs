@@ -4,6 +4,7 @@ use crate::domain::Domain;
 use crate::mmio::Pending;
 use crate::replay::Replay;
 use crate::servers::Asked;
+use alloc::collections::TryReserveError;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::context::{Debug, El1, Simd, Timers};
@@ -142,6 +143,16 @@ impl State {
             stale: Vec::new(),
             waits_for_work: false,
         }
+    }
+
+    /// Lets nobody wait for what a vCPU that is off has asked a device model.
+    pub(crate) fn forget_asked(&mut self) -> Result<(), TryReserveError> {
+        if !matches!(self.pending, None | Some(Pending::Control(_))) {
+            self.stale.try_reserve(1)?;
+            let pending = self.pending.take();
+            self.stale.extend(pending.and_then(Pending::into_asked));
+        }
+        Ok(())
     }
 }
 

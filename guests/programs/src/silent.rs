@@ -1,11 +1,11 @@
 //! A device model that keeps what it is asked to itself, until a key is typed.
 //!
-//! It has no device. When its server has a function it takes the target's next request and holds on to it;
+//! It has no device. With a second server it answers resets and nothing else, ever. When its first one has a function it takes the target's next request and holds on to it;
 //! when the function has gone it tries what it no longer may. `a` then lets it answer, too late, and say that
 //! it has seen the function go; `m` makes it say whether it can reach the target's memory, and `r` start again
 //! at any time.
 
-use ioreq::{Client, Ticket, Work};
+use ioreq::{Client, Kind, Ticket, Work};
 use runtime::mmio::{Width, Window};
 use runtime::platform::{Platform, Server};
 use runtime::{console, println, smccc, timer};
@@ -37,6 +37,7 @@ pub fn main(platform: &'static Platform) {
     if wrong != abi::Status::InvalidArgument.to_register() {
         return println!("silent: FAILED: IOREQ_FUNCTION behind no SBDF is {wrong:#x}");
     }
+    let mut other = servers.get(1).and_then(Other::new);
     println!("silent: ready");
     loop {
         let name = loop {
@@ -44,6 +45,9 @@ pub fn main(platform: &'static Platform) {
                 Ok(name) => break name,
                 Err(_) => pause(),
             };
+            if let Some(other) = &mut other {
+                other.answer_resets();
+            }
         };
         let sbdf = Sbdf::from(name);
         let mapped = smccc::ioreq_map(server.id, name, RANGE, BYTES, abi::MapFlags::NONE);
@@ -73,6 +77,31 @@ pub fn main(platform: &'static Platform) {
             changes.see(change);
         }
         println!("silent: answered: {completed:?}");
+    }
+}
+
+/// The second server.
+struct Other {
+    id: u32,
+    client: Client<'static>,
+}
+
+impl Other {
+    fn new(server: &Server) -> Option<Self> {
+        let (id, client) = (server.id, Client::new(ring(server)).ok()?);
+        Some(Self { id, client })
+    }
+
+    /// Lets its target start: vCPU 0 asks for the resets.
+    fn answer_resets(&mut self) {
+        for work in self.client.work(Some(0)) {
+            if let Work::Request(ticket, request) = work
+                && request.kind == Kind::Reset
+            {
+                ticket.answer(0);
+                let _ = smccc::ioreq_complete(self.id, 0);
+            }
+        }
     }
 }
 
