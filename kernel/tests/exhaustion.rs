@@ -436,6 +436,52 @@ fn the_claims_of_device_models() {
     }
 }
 
+/// However often one function of a device model gives all its ranges back while another one keeps its own, the
+/// room that functions of the machine have stays theirs.
+#[test]
+fn what_a_device_model_gives_back_is_no_others_room() {
+    const FUNCTIONS: u16 = 60;
+    let window = BusRange::new(BusAddress::new(0x1000_0000), 0x1000_0000).unwrap();
+    let page = |number: u64| {
+        let start = BusAddress::new(0x1000_0000 + number * 0x1000);
+        BusRange::new(start, 0x1000).unwrap()
+    };
+    let mut bus: Bus<u16> = Bus::new(0, 0, 255).unwrap();
+    bus.memory.add_window(window).unwrap();
+    let ioreq = |number: u16| {
+        let sbdf = Sbdf::from_rid(0, 0xf0 + number);
+        let decoder = Decoder::Ioreq {
+            server: 0,
+            sbdf,
+            posted: false,
+        };
+        (sbdf, decoder)
+    };
+    let [(one, of_one), (other, of_other)] = [0, 1].map(ioreq);
+    for model in [one, other] {
+        bus.insert(model, Owner::Ioreq(0)).unwrap();
+    }
+    bus.claim(page(1), other, of_other).unwrap();
+    for half in [1..=FUNCTIONS / 2, FUNCTIONS / 2 + 1..=FUNCTIONS] {
+        for function in half {
+            bus.insert(Sbdf::from_rid(0, 8 + function), Owner::Vpci(function))
+                .unwrap();
+        }
+        for _ in 0..200 {
+            bus.claim(page(2), one, of_one).unwrap();
+            bus.unclaim_all(|decoder| decoder == of_one);
+        }
+    }
+    with(0, || {
+        for (number, bar) in (8..).zip((0..FUNCTIONS).flat_map(|_| BarIndex::all())) {
+            let function =
+                u16::try_from((number - 8) / BarIndex::all().count() as u64).unwrap() + 1;
+            let claimed = (bus.memory).claim_or_wait(page(number), Decoder::Bar { function, bar });
+            assert!(claimed.is_ok(), "{function}, {bar}: {claimed:?}");
+        }
+    });
+}
+
 #[test]
 fn enumeration() {
     let host = pci::HostBridge {

@@ -394,7 +394,26 @@ fn the_extended_chain_is_rewritten_in_the_devices_order() {
     for (what, dwords, position, expected) in cases {
         let express = [(0x40, 0x0002_0010)];
         let dwords: Vec<_> = express.into_iter().chain(dwords.iter().copied()).collect();
-        assert_eq!(extended(&open(&dwords, &[], *position)), *expected, "{what}");
+        let mut function = open(&dwords, &[], *position);
+        assert_eq!(extended(&function), *expected, "{what}");
+        // Wherever ARI is, its second dword says which function comes next.
+        function.set_next_function(5);
+        for (at, _) in expected.iter().filter(|(_, id)| *id == 0xe) {
+            let next = u16::try_from(at + 4).unwrap();
+            assert_eq!(dword(&function, next), 0x0500, "{what}");
+        }
+    }
+}
+
+/// An endpoint without a link, below a port: of version 1, which ends before the link's registers, and of
+/// version 2, which has them.
+#[test]
+fn an_integrated_endpoint_has_no_latencies() {
+    for (express, link) in [(0x0091_0010, 0), (0x0092_0010, 0x0040_0011)] {
+        let dwords = [(0x40, express), (0x100, 0x1401_0018), (0x140, 0x0001_0003)];
+        let function = open(&dwords, &[], Position::BelowPort);
+        assert_eq!(extended(&function), [(0x100, 0), (0x140, 3)]);
+        assert_eq!(dword(&function, 0x4c), link, "{express:#x}");
     }
 }
 
