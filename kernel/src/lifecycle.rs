@@ -203,14 +203,14 @@ pub(crate) fn go_on(domain: &Arc<Domain>) {
     // What it was about to do for others as the control domain is done, too.
     let control = control::finish(domain);
     if let Some(milliseconds) = wait.into_iter().chain(control).min() {
-        sched::sleep(&domain.reference(0), milliseconds);
+        sched::sleep(&domain.reference(0), Activity::Off, milliseconds);
         return;
     }
     if then == Then::Reset {
         // It starts with its MMU off, as after a reset of a machine: nothing that it had in a cache may be
         // written back over what it then puts there.
         if !domain.clean_some() {
-            sched::sleep(&domain.reference(0), CLEAN_AGAIN);
+            sched::sleep(&domain.reference(0), Activity::Off, CLEAN_AGAIN);
             return;
         }
         domain.resets.lock().1 = Then::Start;
@@ -228,7 +228,7 @@ pub(crate) fn go_on(domain: &Arc<Domain>) {
         bus.lock().after_reset(domain);
     }
     if !domain.serving.attach() {
-        sched::sleep(&domain.reference(0), ATTACH_AGAIN);
+        sched::sleep(&domain.reference(0), Activity::Off, ATTACH_AGAIN);
         return;
     }
     if let Err(error) = start(domain) {

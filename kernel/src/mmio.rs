@@ -8,6 +8,7 @@ use crate::memory::TableFrames;
 use crate::pcpu::Running;
 use crate::physical::Resetting;
 use crate::servers::{self, Asked, Sent};
+use crate::vcpu::Activity;
 use crate::{control, replay, sched, terminal};
 use alloc::vec::Vec;
 use arch::address::Ipa;
@@ -425,7 +426,7 @@ fn try_again(running: &mut Running<'_>) -> Next {
 #[cold]
 pub(crate) fn sleep(running: &mut Running<'_>, pending: Pending, milliseconds: u32) -> Next {
     let next = wait(running, pending);
-    sched::sleep(&running.reference(), milliseconds);
+    sched::sleep(&running.reference(), Activity::Waiting, milliseconds);
     next
 }
 

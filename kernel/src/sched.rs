@@ -158,11 +158,16 @@ pub(crate) fn wait_for_answer(running: &Running<'_>) {
     running.cpu.set_resched();
 }
 
-/// Wakes a vCPU that is `Waiting`, or goes on with the restart of its domain, in so many milliseconds.
-pub(crate) fn sleep(vcpu: &VcpuRef, milliseconds: u32) {
+/// Wakes a vCPU that is `Waiting`, or goes on with the restart of the domain of one that is `Off`, in so many
+/// milliseconds. If it is not so any more, what it waits for has come, or it was stopped: no timer is left of
+/// that, which would take the domain for one that has stopped once the vCPU turns itself off.
+pub(crate) fn sleep(vcpu: &VcpuRef, activity: Activity, milliseconds: u32) {
     let cpu = pcpu::this();
     let deadline = now() + machine::get().ticks(u64::from(milliseconds) * 1000);
     let mut run = vcpu.get().run.lock();
+    if run.activity != activity {
+        return;
+    }
     forget_sleeper(vcpu, &mut run);
     run.sleeps_on = Some(cpu.number);
     cpu.queue.lock().sleep(deadline, vcpu.clone());
