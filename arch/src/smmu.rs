@@ -38,6 +38,9 @@ use queue::{CommandQueue, EventQueue};
 use registers::*;
 use stream::StreamTable;
 
+/// The most events that wait to be read.
+pub const EVENTS: usize = 1 << queue::EVENTS;
+
 /// Why the SMMU does not do as asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {

@@ -625,7 +625,9 @@ impl Physical {
     pub(crate) fn heard(&self, index: usize) -> u64 {
         let streams = self.streams(index).flatten();
         let heard = streams.map(|(iommu, stream)| {
-            self.report(iommu);
+            // Others may have made so many events that some are still unread.
+            iommu.state.lock().resume_at = None;
+            self.report_some(iommu, smmu::EVENTS);
             iommu.state.lock().guard.streams().heard(stream)
         });
         heard.sum()
@@ -804,7 +806,10 @@ impl Physical {
     /// functions that do not stop.
     #[cold]
     fn report(&self, iommu: &Iommu) {
-        let mut budget = EVENTS;
+        self.report_some(iommu, EVENTS);
+    }
+
+    fn report_some(&self, iommu: &Iommu, mut budget: usize) {
         loop {
             let drained = iommu.state.lock().drain(&iommu.name, &mut budget);
             match drained {

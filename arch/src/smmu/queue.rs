@@ -14,7 +14,7 @@ use crate::mmio::{Bus, wait_until};
 /// A page of commands.
 const COMMANDS: u8 = 8;
 /// More events than a transfer of a page makes when nothing of it is mapped.
-const EVENTS: u8 = 11;
+pub(super) const EVENTS: u8 = 11;
 
 /// CMDQ_CONS.ERR: the SMMU could not read the command (7.1, CERROR_ABT).
 const CERROR_ABT: u32 = 2;
