@@ -9,10 +9,10 @@
 //! take NUMBER SLOT                   takes a function back
 //! wrong NUMBER                       names to each call a slot that no function can have
 //! race NUMBER HOST SLOT SLOT         two vCPUs give the same function at once
-//! leave NUMBER HOST SLOT             this domain resets while it gives a function
+//! leave NUMBER HOST SLOT             this domain resets while a function that it gives is on its way
 //! along NUMBER HOST SLOT NUMBER HOST SLOT
 //!                                    gives one, and another while that is on its way
-//! sign NUMBER HOST SLOT HOST SLOT    gives one without a reset, and another, and who has that then
+//! sign NUMBER HOST SLOT HOST SLOT    gives one without a reset while another is on its way, and who has that then
 //! off                                this domain powers off
 //! ```
 
@@ -148,8 +148,7 @@ fn obey(platform: &Platform, words: &[&str]) -> Option<()> {
         ["along", number, host, slot, other, other_host, other_slot] => {
             let first = Task::parse(number, host, slot, &[])?;
             let other = Task::parse(other, other_host, other_slot, &[])?;
-            start(platform, first)?;
-            while !is_on_its_way(first.host) && RESULT.load(Ordering::Acquire) == RUNNING {}
+            start_and_follow(platform, first)?;
             let own = name(other.give());
             println!(
                 "control: along {}: {own}, then {}",
@@ -160,16 +159,17 @@ fn obey(platform: &Platform, words: &[&str]) -> Option<()> {
         ["sign", number, sign, at, host, slot] => {
             let sign = Task::parse(number, sign, at, &["no-reset"])?;
             let task = Task::parse(number, host, slot, &[])?;
-            let given = name(sign.give().and_then(|()| task.give()));
+            start_and_follow(platform, task)?;
+            let signed = sign.give();
+            let given = name(finish().and(signed));
             let state = smccc::domain_info(task.domain).map_or(u64::MAX, |(state, _)| state);
             let owner = smccc::pci_info(task.host.into()).map_or(u64::MAX, |(state, _)| state);
             println!("control: sign {host}: {given}, state {state}, then {owner}");
         }
         ["leave", number, host, slot] => {
             let task = Task::parse(number, host, slot, &[])?;
-            start(platform, task)?;
             println!("control: leave");
-            timer::sleep(20);
+            start_and_follow(platform, task)?;
             smccc::system_reset();
         }
         _ => return None,
@@ -209,6 +209,13 @@ fn start(platform: &Platform, task: Task) -> Option<()> {
     while TASK.lock().is_some() {
         core::hint::spin_loop();
     }
+    Some(())
+}
+
+/// The same, and returns when the function is on its way, or there already.
+fn start_and_follow(platform: &Platform, task: Task) -> Option<()> {
+    start(platform, task)?;
+    while !is_on_its_way(task.host) && RESULT.load(Ordering::Acquire) == RUNNING {}
     Some(())
 }
 
