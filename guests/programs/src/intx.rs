@@ -1,8 +1,8 @@
 //! Raises interrupts by the pins of QEMU's `edu` devices.
 //!
-//! With two of them, at slots whose pins meet on one line, it tests that line. With one it makes trouble:
-//! the device asserts its pin, and nobody answers, which must not matter to whoever is on the same line of
-//! the machine.
+//! With two of them, at slots whose pins meet on one line, it tests that line, once a key is typed. With one
+//! it makes trouble: the device asserts its pin, and nobody answers, which must not matter to whoever is on
+//! the same line of the machine.
 //!
 //! The device (QEMU, docs/specs/edu.rst) asserts its pin while its interrupt status is not zero.
 
@@ -13,7 +13,7 @@ use runtime::gic;
 use runtime::harness::{self, Outcome, Test};
 use runtime::mmio::Window;
 use runtime::platform::{self, Platform};
-use runtime::{check, check_eq, cpu, exception, println, timer};
+use runtime::{check, check_eq, console, cpu, exception, println, timer};
 use spin::Once;
 
 use crate::pci::{self, Function};
@@ -53,7 +53,7 @@ pub fn main(_platform: &'static Platform) {
         }
     }
     // By then the other domain's device asserts the machine's line.
-    timer::sleep(500);
+    console::wait_for_key();
     harness::run(&[
         Test {
             name: "intx_two_on_one_line",
