@@ -37,7 +37,7 @@ const HEAP_RESERVE: usize = 1 << 20;
 const HEAP_PER_DOMAIN: usize = 64 << 10;
 
 /// How long a pCPU may take to start, in microseconds.
-const START_TIMEOUT: u64 = 1_000_000;
+const START_TIMEOUT: u64 = 5_000_000;
 
 /// How much of a malformed device tree is searched for a UART.
 const RESCUED: usize = 64 << 10;
