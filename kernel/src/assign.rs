@@ -9,7 +9,7 @@
 
 use crate::domain::{self, Domain};
 use crate::memory;
-use crate::passthrough::{AssignError, Assigned};
+use crate::passthrough::{AssignError, Assigned, Look};
 use crate::physical::{self, Physical, Resetting};
 use crate::sched;
 use crate::servers::{self, Leaving};
@@ -39,16 +39,6 @@ pub(crate) enum Operation {
 
 /// A function on its way to a domain.
 pub(crate) struct Give(give::Give<Giving>);
-
-/// What a domain is to have of a function.
-#[derive(Clone, Copy)]
-struct Look {
-    /// Whether it sees vendor-specific capabilities.
-    vendor: Vendor,
-    /// Faults in a second that are no storm, and messages that are not held back.
-    faults: u32,
-    messages: u32,
-}
 
 /// What the steps have come to.
 struct Giving {
@@ -101,7 +91,7 @@ impl Operation {
         let look = Look {
             vendor,
             faults: manifest::MAX_FAULTS_DEFAULT,
-            messages: manifest::MAX_INTERRUPTS_DEFAULT,
+            interrupts: manifest::MAX_INTERRUPTS_DEFAULT,
         };
         Give::new(domain, host, wish, look).map(Self::Give)
     }
@@ -158,7 +148,7 @@ pub(crate) fn at_boot(
             Vendor::Hidden
         },
         faults: function.max_faults.unwrap_or(manifest::MAX_FAULTS_DEFAULT),
-        messages: function
+        interrupts: function
             .max_interrupts
             .unwrap_or(manifest::MAX_INTERRUPTS_DEFAULT),
     };
@@ -291,8 +281,8 @@ impl Parts for Giving {
     }
 
     fn make_model(&mut self) -> Result<(), AssignError> {
-        let (slot, vendor) = (self.wish.slot, self.look.vendor);
-        let assigned = Assigned::new(self.physical, self.index, &self.domain, slot, vendor)?;
+        let (slot, look) = (self.wish.slot, self.look);
+        let assigned = Assigned::new(self.physical, self.index, &self.domain, slot, look)?;
         assigned.scrub(self.physical)?;
         let bus = self.domain.pci.as_ref().ok_or(AssignError::NoBus)?;
         bus.lock().set_aside(assigned.tables())?;
@@ -307,9 +297,8 @@ impl Parts for Giving {
     }
 
     fn allocate_vectors(&mut self) -> Result<(), AssignError> {
-        let (physical, domain) = (self.physical, self.domain.id);
         match &mut self.assigned {
-            Some(assigned) => assigned.allocate_vectors(physical, domain, self.look.messages),
+            Some(assigned) => assigned.allocate_vectors(self.physical, self.domain.id),
             None => Ok(()),
         }
     }

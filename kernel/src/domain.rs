@@ -579,7 +579,8 @@ impl Domain {
     /// One of the machine's PCI lines is high: returns whether one of its functions asserts it.
     pub(crate) fn line_is_high(&self, line: usize) -> bool {
         let hide = |at| shadow::hide(self, at);
-        self.pins.interrupted(line, hide, self.drive())
+        let (time, hold) = (sched::time, sched::look_at_devices);
+        self.pins.interrupted(line, time, hide, hold, self.drive())
     }
 
     /// One of the machine's PCI lines was turned off: interrupts on it are not heard of any more.

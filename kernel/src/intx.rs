@@ -11,7 +11,9 @@
 //! ```
 //!
 //! So a function asserts the machine's line only until EL2 has seen it, and one whose guest does not
-//! answer holds up nobody else's; what still asserts at the end raises the line again by itself.
+//! answer holds up nobody else's; what still asserts at the end raises the line again by itself. One that
+//! does so again and again, since its guest ends the interrupt and does not see to the device, stays silenced
+//! for a while each time ([`crate::pace`]).
 //!
 //! A function's page of config space, where a guest reads it without EL2, says that Interrupt Status is
 //! clear. So the page is mapped only while EL2 is told of it: until the first interrupt since a reset.
@@ -25,6 +27,7 @@ use spin::Mutex;
 use vpci::{Offset, PhysicalConfig, Size};
 
 use crate::layout;
+use crate::pace::{Pace, Time};
 
 /// Command and Status (PCI Express Base Specification, 7.5.1.1.3 and 7.5.1.1.4).
 const COMMAND: u64 = 0x04;
@@ -77,6 +80,10 @@ impl Unclaimed {
     }
 }
 
+/// As many messages as an interrupt of a pin counts: it takes accesses to the config space of each function on
+/// the line.
+const COSTS: u32 = 4;
+
 /// Which of a domain's functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(usize);
@@ -96,6 +103,9 @@ struct Function<C> {
     allowed: bool,
     /// It was seen asserting its pin, and the guest has not ended that yet.
     raised: bool,
+    /// It has come too fast, and stays silenced for a while.
+    held: bool,
+    pace: Pace,
     /// It was seen asserting its pin since it was started; or might have been, if nobody is told of its line.
     seen: bool,
     /// Nobody is told of its line.
@@ -108,7 +118,7 @@ impl<C: PhysicalConfig> Function<C> {
     /// Brings the device's Command up to date.
     fn write(&self) {
         if self.live {
-            let silent = self.wiring.is_none() || !self.allowed || self.raised;
+            let silent = self.wiring.is_none() || !self.allowed || self.raised || self.held;
             let disable = if silent { INTERRUPT_DISABLE } else { 0 };
             self.write_command(self.command | disable);
         }
@@ -127,7 +137,7 @@ impl<C: PhysicalConfig> Function<C> {
     /// Whether an interrupt of the machine's line may be its.
     fn may_assert(&self, line: usize) -> bool {
         let is_on = self.wiring.is_some_and(|wiring| wiring.line == line);
-        is_on && self.live && self.allowed && !self.raised
+        is_on && self.live && self.allowed && !self.raised && !self.held
     }
 
     fn raises(&self, spi: u32) -> bool {
@@ -157,12 +167,18 @@ impl<C: PhysicalConfig> Default for Functions<C> {
 }
 
 impl<C: PhysicalConfig> Functions<C> {
-    /// Adds a function, which is left alone until [`Self::start`].
+    /// Adds a function, which is left alone until [`Self::start`]. It may have as many interrupts in a second as
+    /// cost what so many messages do.
     ///
     /// # Errors
     ///
     /// If there is no memory for it.
-    pub fn add(&self, config: C, wiring: Option<Wiring>) -> Result<Key, OutOfMemory> {
+    pub fn add(
+        &self,
+        config: C,
+        wiring: Option<Wiring>,
+        messages: u32,
+    ) -> Result<Key, OutOfMemory> {
         let function = Some(Function {
             config,
             wiring,
@@ -170,6 +186,8 @@ impl<C: PhysicalConfig> Functions<C> {
             live: false,
             allowed: true,
             raised: false,
+            held: false,
+            pace: Pace::new(messages / COSTS),
             seen: false,
             deaf: false,
             page: None,
@@ -214,6 +232,7 @@ impl<C: PhysicalConfig> Functions<C> {
                 function.write_command(INTERRUPT_DISABLE);
             }
             function.command = 0;
+            function.held = false;
             function.seen = function.deaf;
             function.lower()
         });
@@ -255,11 +274,14 @@ impl<C: PhysicalConfig> Functions<C> {
     }
 
     /// The machine's line is high: raises the domain's lines for whoever asserts it, and silences them.
-    /// Their pages are hidden before. Returns whether there was one.
+    /// Their pages are hidden before. For who came too fast, `hold` is told when [`Self::go_on`] is due.
+    /// Returns whether there was one.
     pub fn interrupted(
         &self,
         line: usize,
+        time: impl Fn() -> Time,
         mut hide: impl FnMut(u64),
+        mut hold: impl FnMut(u64),
         mut drive: impl FnMut(u32, bool),
     ) -> bool {
         let mut found = false;
@@ -268,6 +290,12 @@ impl<C: PhysicalConfig> Functions<C> {
                 function.raised = true;
                 function.seen = true;
                 function.page.take().into_iter().for_each(&mut hide);
+                if function.pace.count()
+                    && let Some(due) = function.pace.due(time())
+                {
+                    function.held = true;
+                    hold(due);
+                }
                 function.write();
                 found = true;
                 if let Some(wiring) = function.wiring {
@@ -276,6 +304,20 @@ impl<C: PhysicalConfig> Functions<C> {
             }
         }
         found
+    }
+
+    /// Lets go on who came too fast, if that was long enough ago; else `hold` is told when that is.
+    pub fn go_on(&self, time: Time, mut hold: impl FnMut(u64)) {
+        let mut functions = self.inner.lock();
+        for function in functions.iter_mut().flatten().filter(|f| f.held) {
+            match function.pace.due(time) {
+                Some(due) => hold(due),
+                None => {
+                    function.held = false;
+                    function.write();
+                }
+            }
+        }
     }
 
     /// Nobody is told of the machine's line any more: hides the pages of all functions on it, for as long as
@@ -328,7 +370,7 @@ impl<C: PhysicalConfig> Functions<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::collections::BTreeMap;
     use std::rc::Rc;
 
@@ -378,7 +420,15 @@ mod tests {
         keys: [Key; 3],
         lines: RefCell<BTreeMap<u32, bool>>,
         hidden: RefCell<Vec<u64>>,
+        /// The time, and how much of it passes from one interrupt to the next.
+        now: Cell<u64>,
+        passes: Cell<u64>,
+        /// When who was held back may go on.
+        due: Cell<Option<u64>>,
     }
+
+    /// Of a pin one may come in a tick, a millisecond.
+    const MESSAGES: u32 = 1_000 * COSTS;
 
     const MASTER: u32 = 1 << 2;
     const MEMORY: u32 = 1 << 1;
@@ -390,7 +440,7 @@ mod tests {
             let wirings = [(7, 3), (7, 3), (7, 5)].map(|(line, spi)| Wiring { line, spi });
             let keys = [0, 1, 2].map(|n: usize| {
                 let config = Config(devices[n].clone());
-                functions.add(config, Some(wirings[n])).unwrap()
+                functions.add(config, Some(wirings[n]), MESSAGES).unwrap()
             });
             let machine = Self {
                 functions,
@@ -398,6 +448,9 @@ mod tests {
                 keys,
                 lines: RefCell::default(),
                 hidden: RefCell::default(),
+                now: Cell::new(1_000),
+                passes: Cell::new(1),
+                due: Cell::new(None),
             };
             for key in keys {
                 machine.functions.start(key, MEMORY);
@@ -439,6 +492,24 @@ mod tests {
             self.devices.iter().any(|device| device.borrow().asserts())
         }
 
+        fn time(&self) -> Time {
+            let (now, frequency) = (self.now.get(), 1_000);
+            Time { now, frequency }
+        }
+
+        /// Takes an interrupt of the machine's line.
+        fn interrupted(&self) -> bool {
+            self.now.set(self.now.get() + self.passes.get());
+            let (time, hold) = (|| self.time(), |due| self.due.set(Some(due)));
+            self.functions
+                .interrupted(7, time, self.hide(), hold, self.drive())
+        }
+
+        fn go_on(&self) {
+            let hold = |due| self.due.set(Some(due));
+            self.functions.go_on(self.time(), hold);
+        }
+
         /// Takes the machine's interrupts until its line is low.
         fn settle(&self) {
             for round in 0.. {
@@ -446,7 +517,7 @@ mod tests {
                     return;
                 }
                 assert!(round < 3, "the line is stuck");
-                assert!(self.functions.interrupted(7, self.hide(), self.drive()));
+                assert!(self.interrupted());
             }
         }
 
@@ -481,9 +552,7 @@ mod tests {
         let machine = Machine::new();
         let mut unclaimed = Unclaimed::default();
         let mut interrupt = |stranger: bool| {
-            let claimed = machine
-                .functions
-                .interrupted(7, machine.hide(), machine.drive());
+            let claimed = machine.interrupted();
             unclaimed.interrupted(claimed, stranger || machine.machine_line())
         };
         // What a domain's function asserts, and what falls by itself, is no reason.
@@ -534,6 +603,45 @@ mod tests {
         assert!(machine.devices[0].borrow().wants);
         machine.end(5);
         assert!(!machine.line(3));
+    }
+
+    /// Else its guest, that does nothing but end it, could have EL2 do nothing but take it.
+    #[test]
+    fn one_that_comes_too_fast_is_silenced_for_a_while() {
+        let machine = Machine::new();
+        machine.passes.set(0);
+        machine.want(0, true);
+        machine.settle();
+        assert_eq!(machine.due.get(), None);
+        machine.end(3);
+        assert!(machine.line(3), "the second one comes");
+        assert_eq!(machine.due.take(), Some(1_001));
+        machine.end(3);
+        // What the guest says of its bit does not help.
+        for allowed in [false, true] {
+            let drive = machine.drive();
+            machine.functions.allow(machine.keys[0], allowed, drive);
+        }
+        assert!(!machine.line(3) && !machine.machine_line());
+        machine.want(1, true);
+        machine.settle();
+        assert!(machine.line(3), "another one's comes through");
+        machine.want(1, false);
+        machine.end(3);
+        machine.go_on();
+        assert_eq!(machine.due.take(), Some(1_001));
+        assert!(!machine.machine_line());
+        machine.now.set(1_001);
+        machine.go_on();
+        assert_eq!(machine.due.get(), None);
+        machine.settle();
+        assert!(machine.line(3));
+        machine.end(3);
+        assert_eq!(machine.due.get(), Some(1_002));
+        // A reset ends that.
+        machine.functions.stop(machine.keys[0], machine.drive());
+        machine.functions.start(machine.keys[0], MEMORY);
+        assert!(machine.machine_line());
     }
 
     #[test]
@@ -631,11 +739,7 @@ mod tests {
             (device.command, device.wants) = (0, true);
             device.accesses
         };
-        assert!(
-            !machine
-                .functions
-                .interrupted(7, machine.hide(), machine.drive())
-        );
+        assert!(!machine.interrupted());
         machine.end_quietly(3);
         machine
             .functions
@@ -658,17 +762,15 @@ mod tests {
     fn another_line_and_a_function_that_is_gone_are_nobodys() {
         let machine = Machine::new();
         machine.want(0, true);
-        assert!(
-            !machine
-                .functions
-                .interrupted(6, machine.hide(), machine.drive())
-        );
+        assert!(!machine.functions.interrupted(
+            6,
+            || machine.time(),
+            machine.hide(),
+            |_| (),
+            machine.drive()
+        ));
         machine.devices[0].borrow_mut().gone = true;
-        assert!(
-            !machine
-                .functions
-                .interrupted(7, machine.hide(), machine.drive())
-        );
+        assert!(!machine.interrupted());
         assert!(!machine.line(3));
     }
 
@@ -676,7 +778,9 @@ mod tests {
     fn without_wiring_a_function_is_silent_for_good() {
         let functions = Functions::default();
         let device = Shared::default();
-        let key = functions.add(Config(device.clone()), None).unwrap();
+        let key = functions
+            .add(Config(device.clone()), None, MESSAGES)
+            .unwrap();
         functions.start(key, MEMORY);
         functions.allow(key, true, |_, _| panic!("no line"));
         assert_eq!(device.borrow().command, MEMORY | INTERRUPT_DISABLE);
@@ -693,7 +797,10 @@ mod tests {
         machine.functions.set(machine.keys[0], MASTER, true);
         assert_eq!(machine.devices[0].borrow().command, INTERRUPT_DISABLE);
         let config = Config(Shared::default());
-        assert_eq!(machine.functions.add(config, None), Ok(machine.keys[0]));
+        assert_eq!(
+            machine.functions.add(config, None, MESSAGES),
+            Ok(machine.keys[0])
+        );
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! until a function on it is given to a domain.
 
 use crate::domain::Domain;
-use crate::machine;
 use crate::physical::Ecam;
+use crate::{machine, sched};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use arch::gic::{IntId, Spi, Trigger};
@@ -174,6 +174,14 @@ impl Lines {
             users.for_each(|domain| domain.line_is_lost(line));
         }
         true
+    }
+
+    /// Lets the pins of functions through again that were held back for long enough.
+    pub(crate) fn go_on(&self) {
+        for line in 0..self.lines.len() {
+            let users = (0..).map_while(|index| self.user(line, index)).flatten();
+            users.for_each(|domain| domain.pins.go_on(sched::time(), sched::look_at_devices));
+        }
     }
 
     /// Returns a domain that has a function on a line, if there are so many and it is still there.

@@ -10,6 +10,15 @@
 //! allowed. What comes although it is held back counts too, and makes the pause longer: ten milliseconds at
 //! most.
 
+/// What a clock says.
+#[derive(Clone, Copy, Debug)]
+pub struct Time {
+    /// How many ticks have passed.
+    pub now: u64,
+    /// How many of them are a second.
+    pub frequency: u64,
+}
+
 /// How fast something comes, and how fast it may.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
@@ -42,13 +51,13 @@ impl Pace {
         self.count >= self.allowed.div_ceil(1000)
     }
 
-    /// Returns until when what comes is to be held back, at `now` on a clock of which `frequency` ticks are
-    /// a second; `None` if it has come no faster than it may.
+    /// Returns until when what comes is to be held back; `None` if it has come no faster than it may.
     #[cold]
-    pub fn due(&mut self, now: u64, frequency: u64) -> Option<u64> {
+    pub fn due(&mut self, time: Time) -> Option<u64> {
+        let Time { now, frequency } = time;
         self.count = self.count.min(self.allowed.div_ceil(100));
-        let time = u64::from(self.count).saturating_mul(frequency) / u64::from(self.allowed);
-        let due = self.since.saturating_add(time);
+        let takes = u64::from(self.count).saturating_mul(frequency) / u64::from(self.allowed);
+        let due = self.since.saturating_add(takes);
         if due > now {
             return Some(due);
         }
@@ -65,9 +74,14 @@ mod tests {
 
     const FREQUENCY: u64 = 62_500_000;
 
+    fn at(now: u64) -> Time {
+        let frequency = FREQUENCY;
+        Time { now, frequency }
+    }
+
     /// Has one come at `now`; returns until when it is held back.
     fn comes(pace: &mut Pace, now: u64) -> Option<u64> {
-        pace.count().then(|| pace.due(now, FREQUENCY)).flatten()
+        pace.count().then(|| pace.due(at(now))).flatten()
     }
 
     #[test]
@@ -85,15 +99,15 @@ mod tests {
         // One that comes all the same has to have its time, too.
         let due = second + 3 * millisecond / 2;
         assert_eq!(comes(&mut pace, second + 1), Some(due));
-        assert_eq!(pace.due(due - 1, FREQUENCY), Some(due));
-        assert_eq!(pace.due(due, FREQUENCY), None);
+        assert_eq!(pace.due(at(due - 1)), Some(due));
+        assert_eq!(pace.due(at(due)), None);
         // But no more than ten milliseconds.
         for _ in 0..1_000 {
             comes(&mut pace, due);
         }
         let late = due + 10 * millisecond;
         assert_eq!(comes(&mut pace, late - 1), Some(late));
-        assert_eq!(pace.due(late, FREQUENCY), None);
+        assert_eq!(pace.due(at(late)), None);
     }
 
     #[test]
@@ -103,7 +117,7 @@ mod tests {
             for _ in 0..5_000 {
                 if pace.count() {
                     for (now, frequency) in [(0, 1), (0, u64::MAX), (u64::MAX, 1)] {
-                        pace.due(now, frequency);
+                        pace.due(Time { now, frequency });
                     }
                 }
             }
@@ -134,7 +148,7 @@ mod tests {
                 if let Some(due) = held {
                     prop_assert!(due > now);
                     now = due;
-                    prop_assert_eq!(pace.due(now, FREQUENCY), None);
+                    prop_assert_eq!(pace.due(at(now)), None);
                 }
             }
             let time = now - FREQUENCY;

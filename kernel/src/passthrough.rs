@@ -48,6 +48,17 @@ const MSI_MASKABLE: u32 = 1 << 8;
 
 type Model = vpci::Function<pci::Function<'static, Ecam>>;
 
+/// What a domain is to have of a function.
+#[derive(Clone, Copy)]
+pub(crate) struct Look {
+    /// Whether it sees vendor-specific capabilities.
+    pub(crate) vendor: Vendor,
+    /// Faults in a second that are no storm.
+    pub(crate) faults: u32,
+    /// Interrupts in a second that are not held back.
+    pub(crate) interrupts: u32,
+}
+
 /// A function that a domain was given.
 pub(crate) struct Assigned {
     slot: Sbdf,
@@ -59,6 +70,8 @@ pub(crate) struct Assigned {
     /// How many tables it takes to map all of its BARs.
     tables: usize,
     vectors: Option<Vectors>,
+    /// How many interrupts it may raise in a second.
+    interrupts: u32,
     /// It is to be taken back as soon as it is in no reset that the domain asked for.
     recalled: bool,
     /// Its pin's place among the domain's, and the machine's line and the domain's SPI that it has.
@@ -241,7 +254,7 @@ impl Assigned {
         index: usize,
         domain: &Domain,
         slot: Sbdf,
-        vendor: Vendor,
+        look: Look,
     ) -> Result<Self, AssignError> {
         let device = &physical.found.devices()[index];
         let bars = device.bars.iter().flatten().filter_map(|bar| bar.info());
@@ -257,7 +270,7 @@ impl Assigned {
                 Some(_) => Position::BelowPort,
             },
             pin: line.map_or(Pin::Hidden, |_| Pin::Shown),
-            vendor,
+            vendor: look.vendor,
             kind: match (device.virtual_function, device.sriov) {
                 (Some(_), _) => Kind::Virtual {
                     vendor: device.vendor,
@@ -282,6 +295,7 @@ impl Assigned {
             trapped,
             tables,
             vectors: None,
+            interrupts: look.interrupts,
             recalled: false,
             pin: None,
             wiring: line.map(|(pin, line)| Wiring {
@@ -335,13 +349,12 @@ impl Assigned {
         scrubbed
     }
 
-    /// Gives it as many interrupts as it can send messages, of which so many may come in a second.
+    /// Gives it as many interrupts as it can send messages.
     #[cold]
     pub(crate) fn allocate_vectors(
         &mut self,
         physical: &'static Physical,
         domain: u32,
-        allowed: u32,
     ) -> Result<(), AssignError> {
         if physical.vectors(self.index) == 0 {
             return Ok(());
@@ -352,7 +365,7 @@ impl Assigned {
             return Err(AssignError::Vectors(VectorError::NoIts));
         };
         let vectors = messages
-            .allocate(&events, domain, allowed)
+            .allocate(&events, domain, self.interrupts)
             .map_err(AssignError::Vectors)?;
         self.vectors = Some(vectors);
         Ok(())
@@ -574,7 +587,7 @@ impl Assigned {
             return Ok(());
         };
         let config = physical.mastered(self.index);
-        let pin = domain.pins.add(config, self.wiring)?;
+        let pin = domain.pins.add(config, self.wiring, self.interrupts)?;
         if let Some(wiring) = self.wiring
             && let Err(error) = physical.lines.join(wiring.line, domain)
         {

@@ -827,7 +827,7 @@ impl Physical {
         }
     }
 
-    /// Goes on where `report` paused, and with messages that were held back.
+    /// Goes on where `report` paused, and with interrupts that were held back.
     pub(crate) fn look_again(&self) {
         for iommu in &self.smmus {
             let resume_at = iommu.state.lock().resume_at;
@@ -840,6 +840,7 @@ impl Physical {
         if let Some(messages) = &self.messages {
             messages.go_on();
         }
+        self.lines.go_on();
     }
 
     /// Cuts off all functions that have a stream.
@@ -1446,7 +1447,7 @@ impl Messages {
         let Some(Some(source)) = routes.sources.get_mut(number as usize) else {
             return;
         };
-        let Some(due) = source.pace.due(sched::now(), machine::get().frequency) else {
+        let Some(due) = source.pace.due(sched::time()) else {
             return;
         };
         source.held = source.held || self.let_through(source, false);
@@ -1466,17 +1467,17 @@ impl Messages {
 
     /// Lets the LPIs of sources through again that were stopped for long enough.
     fn go_on(&self) {
-        let (now, machine) = (sched::now(), machine::get());
+        let time = sched::time();
         let mut routes = self.routes.lock();
         for source in routes.sources.iter_mut().flatten() {
             if !source.held {
                 continue;
             }
-            let due = source.pace.due(now, machine.frequency);
+            let due = source.pace.due(time);
             source.held = due.is_some() || !self.let_through(source, true);
             if source.held {
-                let pause = machine.ticks(PAUSE_MICROSECONDS);
-                sched::look_at_devices(due.unwrap_or(now.saturating_add(pause)));
+                let pause = machine::get().ticks(PAUSE_MICROSECONDS);
+                sched::look_at_devices(due.unwrap_or(time.now.saturating_add(pause)));
             }
         }
     }

@@ -18,6 +18,7 @@ use arch::frame::Frame;
 use arch::{asm, gic, sysreg};
 use core::sync::atomic::Ordering;
 use core::time::Duration;
+use kernel::pace::Time;
 use kernel::placement::{self, Load};
 
 /// How many priorities there are: 0 to 15, the higher runs first.
@@ -634,6 +635,14 @@ pub(crate) fn reserve(vcpus: usize) -> Result<(), TryReserveError> {
 pub(crate) fn now() -> u64 {
     asm::isb();
     sysreg::read!("cntpct_el0")
+}
+
+/// Returns the physical counter, for who paces something.
+pub(crate) fn time() -> Time {
+    Time {
+        now: now(),
+        frequency: machine::get().frequency,
+    }
 }
 
 /// Returns the physical counter as a time.

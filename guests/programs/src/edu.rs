@@ -21,6 +21,7 @@ use runtime::{check, check_eq, console, cpu, exception, println, skip, smccc, ti
 
 use spin::Once;
 
+use crate::intx;
 use crate::pci::{self, Function};
 
 /// Device ID and vendor ID.
@@ -47,7 +48,7 @@ const BYTES: usize = 64;
 const LONG: u64 = 30_000;
 
 /// Runs the tests and powers off; with `storm` on the command line it does what is typed: makes faults until
-/// the device is taken from it, and resets the domain, or sends messages without end.
+/// the device is taken from it, and resets the domain, asserts its pin for long, or sends messages without end.
 pub fn main(platform: &'static Platform) {
     if platform.arguments() == "storm" {
         return storm();
@@ -189,6 +190,7 @@ fn storm() {
     loop {
         match console::read() {
             Some(b'f') => return faults(&edu),
+            Some(b'p') => pin(&edu),
             Some(b'm') => {
                 if let Err(error) = messages(&edu) {
                     return println!("storm: FAILED: {error}");
@@ -197,6 +199,37 @@ fn storm() {
             _ => timer::sleep(10),
         }
     }
+}
+
+/// How often a pin's interrupt is ended before the device is seen to.
+const ENDS: u32 = 100;
+
+/// Ends its pin's interrupt many times, and leaves the device alone.
+fn pin(edu: &Edu) {
+    let line = intx::line(&edu.function);
+    REGISTERS.call_once(|| edu.registers);
+    gic::ensure_ready();
+    gic::set_handler(
+        line,
+        Some(|_| {
+            if CAME.fetch_add(1, Ordering::Relaxed) + 1 == ENDS
+                && let Some(registers) = REGISTERS.get()
+            {
+                registers.write32(ACKNOWLEDGE, registers.read32(STATUS));
+            }
+        }),
+    );
+    gic::set_edge(line, false);
+    gic::enable(line);
+    let start = timer::now();
+    exception::unmask_irqs();
+    edu.registers.write32(RAISE, 1);
+    timer::wait_until(LONG, || CAME.load(Ordering::Relaxed) == ENDS);
+    exception::mask_irqs();
+    let milliseconds = (timer::now() - start) / timer::ticks(1);
+    gic::disable(line);
+    let came = CAME.swap(0, Ordering::Relaxed);
+    println!("storm: the pin came {came} times in {milliseconds} ms");
 }
 
 /// Sends messages as fast as it can until something is typed.

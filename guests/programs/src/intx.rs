@@ -150,10 +150,15 @@ impl Edu {
     }
 
     fn line(&self) -> u32 {
-        let device = u32::from(self.function.requester >> 3 & 0x1f);
-        let pin = u32::from(self.function.config.read8(INTERRUPT_PIN));
-        FIRST_LINE + (device + pin - 1) % 4
+        line(&self.function)
     }
+}
+
+/// Returns the INTID of a function's pin.
+pub(crate) fn line(function: &Function) -> u32 {
+    let device = u32::from(function.requester >> 3 & 0x1f);
+    let pin = u32::from(function.config.read8(INTERRUPT_PIN));
+    FIRST_LINE + (device + pin - 1) % 4
 }
 
 /// How often the line's interrupt came, and after how many times the handler sees to the devices.
