@@ -699,18 +699,18 @@ impl Physical {
     }
 
     /// Takes bus mastering from a function until its reset, and has its streams refused without
-    /// events. Returns how often that was so, or `None` if it is already.
+    /// events. Returns how often that was so, or `None` if it was already: then its streams may be others'
+    /// again, and are refused once more.
     #[cold]
     pub(crate) fn cut(&self, index: usize) -> Option<u32> {
         let (device, master) = (self.found.devices().get(index)?, self.masters.get(index)?);
         let mut failed = None;
         let times = {
             let mut master = master.lock();
-            if master.cut {
-                return None;
+            let again = core::mem::replace(&mut master.cut, true);
+            if !again {
+                master.times = master.times.saturating_add(1);
             }
-            master.cut = true;
-            master.times = master.times.saturating_add(1);
             let command = match self.config.read(device.sbdf, COMMAND, Size::Two) {
                 NO_ANSWER => 0,
                 command => command & !BUS_MASTER,
@@ -726,12 +726,12 @@ impl Physical {
                     failed = Some((iommu, error));
                 }
             }
-            master.times
+            (!again).then_some(master.times)
         };
         if let Some((iommu, error)) = failed {
             self.fail(iommu, &error);
         }
-        Some(times)
+        times
     }
 
     /// Gives back to a function that was reset what `cut` took: its driver may have it master the bus.

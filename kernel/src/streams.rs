@@ -382,8 +382,9 @@ impl<T: Translation> Guard<T> {
         })
     }
 
-    /// Lets a function reach an address space through a stream. If this is an error, `detach` undoes
-    /// what there is to be undone.
+    /// Lets a function, which has been reset, reach an address space through a stream. If that is refused
+    /// after a storm of others, it is translated again: they master the bus no more until their own reset.
+    /// If this is an error, `detach` undoes what there is to be undone.
     pub fn attach(
         &mut self,
         stream: u32,
@@ -394,13 +395,16 @@ impl<T: Translation> Guard<T> {
             return Err(Error::Off);
         }
         let others = self.join(stream, space.id, holder)?;
-        let listening = self.streams.get(stream).is_some_and(|s| s.listening);
+        let is = |what: fn(&Stream) -> bool| self.streams.get(stream).is_some_and(what);
+        let (listening, cut) = (is(|s| s.listening), is(|s| s.cut));
         if listening {
             self.smmu.detach(stream)?;
             self.smmu.attach(stream, space)?;
             self.streams.set_listening(stream, false);
         } else if others == Others::None {
             self.smmu.attach(stream, space)?;
+        } else if cut {
+            self.restore(stream, holder.function)?;
         }
         Ok(())
     }
@@ -746,6 +750,40 @@ mod tests {
         );
     }
 
+    /// It has been reset, and made no storm; whoever did masters the bus no more.
+    #[test]
+    fn who_comes_to_a_stream_that_is_refused_is_translated() {
+        let [mut guard, ..] = machine();
+        let space = space(1, Format::Stage2);
+        let holder = |index| Holder {
+            function: function(index),
+            domain: "d",
+            allowed: 10,
+        };
+        let open = |guard: &Guard<Fake>| guard.smmu.reached(8).is_some();
+        guard.attach(8, &space, holder(0)).unwrap();
+        for n in 1..=11 {
+            let fault = guard.fault(8, n, 100).unwrap();
+            assert_eq!(fault.storm, (n > 10).then_some(10));
+        }
+        guard.cut(8, function(0)).unwrap();
+        assert!(!open(&guard));
+        guard.listen(8, space.id, holder(1)).unwrap();
+        assert!(!open(&guard), "it may not be as it should yet");
+        guard.attach(8, &space, holder(1)).unwrap();
+        assert!(open(&guard));
+        for n in 12..=22 {
+            let fault = guard.fault(8, n, 100).unwrap();
+            assert_eq!(fault.storm, (n > 21).then_some(10), "it counts anew");
+        }
+        // Whoever stormed may leave meanwhile, and stay away.
+        guard.cut(8, function(0)).unwrap();
+        guard.detach(8, function(0)).unwrap();
+        assert!(!open(&guard));
+        guard.restore(8, function(1)).unwrap();
+        assert!(open(&guard));
+    }
+
     #[derive(Clone, Copy, Debug)]
     enum Step {
         Attach { function: usize, domain: u16 },
@@ -786,10 +824,16 @@ mod tests {
                     Step::Attach { function, domain } if has[function].is_none() => {
                         let mut attached = Ok(());
                         for (smmu, stream) in ROUTES[function] {
+                            if attached.is_err() {
+                                break;
+                            }
                             let guard = &mut smmus[*smmu];
                             let space = space(domain, FORMATS[*smmu]);
                             let holder = Holder { function: sbdf(function), domain: "d", allowed: 1 };
-                            attached = attached.and_then(|()| guard.attach(*stream, &space, holder));
+                            attached = guard.attach(*stream, &space, holder);
+                            if attached.is_ok() {
+                                cut.remove(&(*smmu, *stream));
+                            }
                         }
                         // As the kernel does it: whatever was done is undone.
                         match attached {
