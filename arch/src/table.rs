@@ -64,6 +64,8 @@ pub trait Frames {
 pub enum Memory {
     /// Normal memory, write-back cacheable, inner shareable.
     Normal,
+    /// Normal memory, not cacheable. Tables of stage 1 do not have it, and say Device instead.
+    Uncached,
     /// Device-nGnRE.
     Device,
     /// Device-nGnRnE, for EL2 itself: a store is complete when its target says so, as one to config space has

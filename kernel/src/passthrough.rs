@@ -701,6 +701,8 @@ impl Assigned {
         bar: BarIndex,
         range: BusRange,
     ) {
+        let info = self.model.bars().find(|info| info.index == bar);
+        let access = info.map_or(Access::REGISTERS, tables::access);
         let mut stage2 = domain.stage2.lock();
         let Some(stage2) = stage2.as_mut() else {
             return;
@@ -710,7 +712,7 @@ impl Assigned {
             let pa = Pa::new(pages.host);
             let mut frames = TableFrames::for_pcpus();
             let lent = &mut tables.lend(&mut frames);
-            if let Err(error) = stage2.map(lent, ipa, pa, pages.size, Access::REGISTERS) {
+            if let Err(error) = stage2.map(lent, ipa, pa, pages.size, access) {
                 // Not for want of tables: it is beyond what they can lead to. What is not mapped reads
                 // ones; the guest's driver finds a device that is gone.
                 error!(

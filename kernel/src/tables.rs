@@ -5,8 +5,8 @@
 //! function brings along as many as its BARs need, when it comes to a domain, and takes them away again.
 
 use arch::address::{BLOCK_1G, BLOCK_2M, Pa};
-use arch::table::Frames;
-use vpci::Pages;
+use arch::table::{Access, Frames};
+use vpci::{BarInfo, Pages};
 
 /// There are not enough frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,11 +132,22 @@ pub fn needed(pages: impl Iterator<Item = Pages> + Clone) -> u64 {
     of_level(BLOCK_1G) + of_level(BLOCK_2M)
 }
 
+/// Returns how a BAR is mapped: what is said to be prefetchable a guest may take for Normal memory, if it
+/// wants. See `kernel/docs/isolation.md`.
+#[must_use]
+pub const fn access(bar: BarInfo) -> Access {
+    if bar.prefetchable {
+        Access::PREFETCHABLE
+    } else {
+        Access::REGISTERS
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use arch::address::{Ipa, PAGE_SIZE};
-    use arch::table::{Access, ENTRIES, Format, Invalidate, Stage2};
+    use arch::table::{ENTRIES, Format, Invalidate, Memory, Stage2};
     use proptest::prelude::*;
     use std::collections::HashMap;
 
@@ -269,6 +280,19 @@ mod tests {
                 assert_eq!(frames.of.len(), 1, "{bar:x?} at {at:#x}");
             }
         }
+    }
+
+    #[test]
+    fn only_prefetchable_memory_may_be_normal_memory() {
+        let bar = |prefetchable| BarInfo {
+            index: vpci::BarIndex::new(0).unwrap(),
+            kind: vpci::BarKind::Memory64,
+            prefetchable,
+            size: MIB,
+            host: MIB,
+        };
+        let [plain, prefetchable] = [false, true].map(|set| access(bar(set)).memory);
+        assert_eq!((plain, prefetchable), (Memory::Device, Memory::Uncached));
     }
 
     #[test]

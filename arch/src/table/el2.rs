@@ -75,7 +75,7 @@ impl El2 {
     ) -> Result<(), MapError<Va>> {
         let memory = match memory {
             Memory::Normal => ATTRIBUTE_NORMAL | INNER_SHAREABLE,
-            Memory::Device => ATTRIBUTE_DEVICE | INNER_SHAREABLE,
+            Memory::Uncached | Memory::Device => ATTRIBUTE_DEVICE | INNER_SHAREABLE,
             Memory::Config => ATTRIBUTE_CONFIG | INNER_SHAREABLE,
         };
         let attributes = protection.encode() | memory | AP_RES1 | ACCESS_FLAG;

@@ -52,6 +52,12 @@ impl Access {
         rights: Rights::READ.union(Rights::WRITE),
         memory: Memory::Device,
     };
+    /// A device's memory of which reads have no side effects and writes may be merged. Stage 1 has a say: what
+    /// it calls Device is that, and the rest is not cached all the same (D8.6).
+    pub const PREFETCHABLE: Self = Self {
+        rights: Rights::READ.union(Rights::WRITE),
+        memory: Memory::Uncached,
+    };
     /// The page of an ITS that devices write their MSIs to.
     pub const DOORBELL: Self = Self {
         rights: Rights::WRITE,
@@ -71,10 +77,11 @@ pub enum Format {
 
 /// Stage 2 MemAttr, bits 5:2: Normal, outer and inner write-back (`HCR_EL2.FWB` is 0).
 const MEMATTR_NORMAL: u64 = 0b1111 << 2;
+/// Stage 2 MemAttr: Normal, outer and inner non-cacheable.
+const MEMATTR_UNCACHED: u64 = 0b0101 << 2;
 /// Stage 2 MemAttr: Device-nGnRE.
 const MEMATTR_DEVICE: u64 = 0b0001 << 2;
-/// MemAttr\[3:2\]: not zero for Normal memory.
-const MEMATTR_KIND: u64 = 0b1100 << 2;
+const MEMATTR: u64 = 0b1111 << 2;
 /// S2AP\[0\], bit 6: readable.
 const S2AP_READ: u64 = 1 << 6;
 /// S2AP\[1\], bit 7: writable.
@@ -111,17 +118,22 @@ impl Format {
     fn encode(self, access: Access) -> u64 {
         let memory = match (self, access.memory) {
             (Self::Stage2, Memory::Normal) => MEMATTR_NORMAL,
+            (Self::Stage2, Memory::Uncached) => MEMATTR_UNCACHED,
             (Self::Stage2, Memory::Device | Memory::Config) => MEMATTR_DEVICE,
             (Self::Stage1, Memory::Normal) => ATTRIBUTE_NORMAL | NOT_GLOBAL,
-            (Self::Stage1, Memory::Device | Memory::Config) => ATTRIBUTE_DEVICE | NOT_GLOBAL,
+            (Self::Stage1, Memory::Uncached | Memory::Device | Memory::Config) => {
+                ATTRIBUTE_DEVICE | NOT_GLOBAL
+            }
         };
         memory | self.encode_rights(access.rights) | INNER_SHAREABLE | ACCESS_FLAG
     }
 
     fn decode(self, entry: u64) -> Access {
-        let device = match self {
-            Self::Stage2 => entry & MEMATTR_KIND == 0,
-            Self::Stage1 => entry & ATTRIBUTE_DEVICE != 0,
+        let memory = match self {
+            Self::Stage2 if entry & MEMATTR == MEMATTR_DEVICE => Memory::Device,
+            Self::Stage2 if entry & MEMATTR == MEMATTR_UNCACHED => Memory::Uncached,
+            Self::Stage1 if entry & ATTRIBUTE_DEVICE != 0 => Memory::Device,
+            Self::Stage1 | Self::Stage2 => Memory::Normal,
         };
         let (read, write, never) = match self {
             Self::Stage2 => (entry & S2AP_READ != 0, entry & S2AP_WRITE != 0, S2_XN),
@@ -134,14 +146,7 @@ impl Format {
         rights.set(Rights::READ, read);
         rights.set(Rights::WRITE, write);
         rights.set(Rights::EXECUTE, entry & never == 0);
-        Access {
-            rights,
-            memory: if device {
-                Memory::Device
-            } else {
-                Memory::Normal
-            },
-        }
+        Access { rights, memory }
     }
 }
 

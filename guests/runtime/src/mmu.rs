@@ -38,8 +38,9 @@ const EXECUTE_NEVER: u64 = 1 << 54;
 // Indices into MAIR_EL1.
 const DEVICE: u64 = VALID | ACCESSED | PRIVILEGED_EXECUTE_NEVER | EXECUTE_NEVER;
 const NORMAL: u64 = VALID | ACCESSED | INNER_SHAREABLE | EXECUTE_NEVER | 1 << 2;
-/// Index 0: device nGnRE. Index 1: normal, write-back, allocating.
-const MAIR: u64 = 0x04 | 0xff << 8;
+const UNCACHED: u64 = VALID | ACCESSED | EXECUTE_NEVER | 2 << 2;
+/// Index 0: device nGnRE. Index 1: normal, write-back, allocating. Index 2: normal, not cached.
+const MAIR: u64 = 0x04 | 0xff << 8 | 0x44 << 16;
 
 /// SCTLR_EL1: its RES1 bits, instruction cache, stack alignment check, data cache, MMU.
 const SCTLR: u64 = 0x30d0_0800 | 1 << 12 | 1 << 3 | 1 << 2 | 1 << 0;
@@ -76,6 +77,8 @@ static ALIAS_LEVEL3: Table = Table::new();
 pub enum Alias {
     /// EL1's data, normal memory.
     Normal,
+    /// EL1's data, normal memory that is not cached.
+    Uncached,
     /// EL1's device registers.
     Device,
     /// Device registers that EL0 reaches too.
@@ -114,6 +117,7 @@ pub unsafe fn alias(slot: usize, page: Option<(usize, Alias)>) -> usize {
             | TABLE
             | match kind {
                 Alias::Normal => NORMAL | PRIVILEGED_EXECUTE_NEVER,
+                Alias::Uncached => UNCACHED | PRIVILEGED_EXECUTE_NEVER,
                 Alias::Device => DEVICE,
                 Alias::UserDevice => DEVICE | UNPRIVILEGED,
                 Alias::Code => NORMAL,
