@@ -114,6 +114,13 @@ pub enum PortKind {
     Other,
 }
 
+impl PortKind {
+    /// Returns whether a link leads away from the root complex there, to a single device.
+    pub(crate) fn is_above_link(self) -> bool {
+        matches!(self, Self::RootPort | Self::DownstreamPort)
+    }
+}
+
 /// Device Control in the PCI Express capability.
 pub(crate) const DEVICE_CONTROL: u16 = 0x08;
 /// Device Status.
@@ -125,6 +132,10 @@ pub(crate) const LINK_STATUS: u16 = 0x12;
 pub(crate) const DEVICE_CAPABILITIES_2: u16 = 0x24;
 /// Device Control 2, from version 2 of the capability on.
 pub(crate) const DEVICE_CONTROL_2: u16 = 0x28;
+/// Device Capabilities 2 and Device Control 2: ARI Forwarding, supported and on (section 7.5.3.15).
+const ARI_FORWARDING: u16 = 1 << 5;
+/// ARI Capability, and where in it Next Function Number is (section 7.8.8.2).
+pub(crate) const NEXT_FUNCTION: u16 = 0x05;
 /// Device Control: initiate a function level reset.
 pub(crate) const INITIATE_RESET: u16 = 1 << 15;
 
@@ -169,6 +180,24 @@ impl Express {
             control: function.read16(base + DEVICE_CONTROL) & !(INITIATE_RESET | PHANTOM_FUNCTIONS),
             control_2: (flags & 0xf >= 2).then(|| function.read16(base + DEVICE_CONTROL_2)),
         }
+    }
+
+    /// Makes a port forward to all function numbers of the device below (section 6.13), if it can; returns
+    /// whether it does.
+    pub(crate) fn forward_all<C: ConfigSpace + ?Sized>(
+        &mut self,
+        function: Function<'_, C>,
+    ) -> bool {
+        let base = self.offset.get();
+        let Some(control) = &mut self.control_2 else {
+            return false;
+        };
+        if function.read16(base + DEVICE_CAPABILITIES_2) & ARI_FORWARDING == 0 {
+            return false;
+        }
+        *control |= ARI_FORWARDING;
+        function.write16(base + DEVICE_CONTROL_2, *control);
+        true
     }
 
     /// Sets the control registers to what they were.

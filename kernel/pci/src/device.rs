@@ -278,6 +278,8 @@ pub enum Problem {
     },
     /// A header that the specification does not know.
     BadHeader(Sbdf),
+    /// What ARI says comes after this function is not there, or came before.
+    Chain(Sbdf),
     /// The virtual functions of this one are not there, or one of them.
     Virtual(Sbdf, VirtualProblem),
 }
@@ -297,6 +299,7 @@ impl fmt::Display for Problem {
             }
             Self::BadBar { sbdf, bar } => write!(f, "{sbdf}: {bar} is of no known kind"),
             Self::BadHeader(sbdf) => write!(f, "{sbdf}: disabled, its header is of no known type"),
+            Self::Chain(sbdf) => write!(f, "{sbdf}: the next function of its device is not there"),
             Self::Virtual(sbdf, problem) => write!(f, "{sbdf}: virtual functions: {problem}"),
         }
     }

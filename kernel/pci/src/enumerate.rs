@@ -9,7 +9,7 @@ use core::ops::Range;
 
 use vpci::{BarIndex, BarKind, Offset, Sbdf};
 
-use crate::capability::{Acs, Capabilities, Express, PortKind};
+use crate::capability::{Acs, Capabilities, Express, NEXT_FUNCTION};
 use crate::config::{ConfigSpace, Function, bridge, header};
 use crate::device::{BARS, Bar, Bridge, Device, Header, Hierarchy, Problem};
 use crate::place::{HostBridge, place};
@@ -169,12 +169,64 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
                 }
             }
         }
+        self.follow_chain(first, parent)?;
         for index in first..self.found.devices.len() {
             self.add_virtual(first, index)?;
         }
         let on_bus = self.found.devices.get_mut(first..).unwrap_or_default();
         on_bus.sort_unstable_by_key(|device| device.sbdf);
         Ok(first..self.found.devices.len())
+    }
+
+    /// Returns the port above, if the bus below it is a link.
+    fn port(&mut self, parent: Option<usize>) -> Option<&mut Device> {
+        let port = self.found.devices.get_mut(parent?)?;
+        port.port()?.is_above_link().then_some(port)
+    }
+
+    /// Lets the port above forward to all functions of an ARI device, if it can; returns whether it does.
+    fn forward_all(&mut self, parent: Option<usize>) -> bool {
+        let config = self.config;
+        self.port(parent).is_some_and(|port| {
+            let function = Function::new(config, port.sbdf);
+            let express = port.express.as_mut();
+            express.is_some_and(|express| express.forward_all(function))
+        })
+    }
+
+    /// Notes the functions of an ARI device that have numbers above 7 (sections 6.13, 7.8.8.2): each
+    /// says which one comes next, and function 0 is the first. The functions of the bus start at `first`.
+    fn follow_chain(&mut self, first: usize, parent: Option<usize>) -> Result<(), OutOfMemory> {
+        let is_ari = |device: &&Device| device.capabilities.ari.is_some();
+        let Some(device) = self.found.devices.get(first).filter(is_ari) else {
+            return Ok(());
+        };
+        let mut at = device.sbdf;
+        if at.device_function() != 0 || !self.forward_all(parent) {
+            return Ok(());
+        }
+        loop {
+            let mut on_bus = self.found.devices.iter().skip(first);
+            let device = on_bus.find(|device| device.sbdf == at);
+            let Some(ari) = device.and_then(|device| device.capabilities.ari) else {
+                return Ok(());
+            };
+            let next = Function::new(self.config, at).read8(ari.get() + NEXT_FUNCTION);
+            if next == 0 {
+                return Ok(());
+            }
+            let next = Sbdf::from_rid(at.segment(), at.rid() & 0xff00 | u16::from(next));
+            let vendor = Function::new(self.config, next).read16(header::VENDOR_ID);
+            // A chain that only leads upwards ends.
+            if next <= at || vendor == header::VENDOR_NONE || vendor == 0 {
+                return push(&mut self.found.problems, Problem::Chain(at));
+            }
+            let mut on_bus = self.found.devices.iter().skip(first);
+            if !on_bus.any(|device| device.sbdf == next) {
+                self.note(next, vendor, parent)?;
+            }
+            at = next;
+        }
     }
 
     /// Adds the virtual functions that are wanted of a function behind those of its bus, which start at
@@ -209,14 +261,8 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
         };
         let (vendor, class, parent) = (device.vendor, device.class, device.parent);
         let has_ari = device.capabilities.ari.is_some();
-        let port = parent.and_then(|parent| self.found.devices.get_mut(parent));
-        let on_link = port.as_ref().is_some_and(|port| {
-            matches!(
-                port.port(),
-                Some(PortKind::RootPort | PortKind::DownstreamPort)
-            )
-        });
-        let ari = has_ari && port.is_some_and(|port| sriov::forward(self.config, port));
+        let on_link = self.port(parent).is_some();
+        let ari = has_ari && self.forward_all(parent);
         let mut set = match Sriov::set_up(function, offset, wanted, ari) {
             Ok(set) => set,
             Err(problem) => return Ok(Err(problem)),
@@ -275,13 +321,10 @@ impl<C: ConfigSpace + ?Sized> Scan<'_, C> {
 
     /// Returns how many devices the bus below a bridge can have. A link leads to one device; what
     /// answers to other device numbers there is the same one again.
-    fn devices_below(&self, parent: Option<usize>) -> u8 {
-        let port = parent
-            .and_then(|parent| self.found.devices.get(parent))
-            .and_then(Device::port);
-        match port {
-            Some(PortKind::RootPort | PortKind::DownstreamPort) => 1,
-            _ => Sbdf::DEVICES,
+    fn devices_below(&mut self, parent: Option<usize>) -> u8 {
+        match self.port(parent) {
+            Some(_) => 1,
+            None => Sbdf::DEVICES,
         }
     }
 

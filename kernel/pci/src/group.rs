@@ -156,11 +156,20 @@ impl Groups {
             }
             return;
         }
-        let first = device.sbdf.sibling(0).unwrap_or(device.sbdf);
+        let parent = device.parent.and_then(|parent| found.devices.get(parent));
+        let is_alone = parent
+            .and_then(Device::port)
+            .is_some_and(PortKind::is_above_link);
+        // A link leads to one device; with ARI it has all the numbers of its bus (section 6.13).
+        let function_0 = |sbdf: Sbdf| match is_alone {
+            true => Sbdf::from_rid(sbdf.segment(), sbdf.rid() & 0xff00),
+            false => sbdf.sibling(0).unwrap_or(sbdf),
+        };
+        let first = function_0(device.sbdf);
         let siblings = found.devices.iter().enumerate();
         let start = found.devices.partition_point(|other| other.sbdf < first);
         for (sibling, other) in siblings.skip(start) {
-            if other.sbdf.sibling(0) != Some(first) {
+            if function_0(other.sbdf) != first {
                 break;
             }
             if other.virtual_function.is_none() {

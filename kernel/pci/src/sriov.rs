@@ -17,9 +17,8 @@ use core::fmt;
 
 use vpci::{BarIndex, BarKind, Offset, Sbdf};
 
-use crate::capability::{DEVICE_CAPABILITIES_2, DEVICE_CONTROL_2, PortKind};
 use crate::config::{ConfigSpace, Function};
-use crate::device::{BARS, Bar, Device, Hierarchy};
+use crate::device::{BARS, Bar, Hierarchy};
 
 /// Registers of the capability (section 9.3.3).
 const CONTROL: u16 = 0x08;
@@ -38,9 +37,6 @@ const MEMORY: u16 = 1 << 3;
 const ARI_HIERARCHY: u16 = 1 << 4;
 /// System Page Size: 4 KiB (section 9.3.3.13).
 const PAGES_OF_4K: u32 = 1;
-
-/// Device Capabilities 2 and Device Control 2: ARI Forwarding, supported and on (section 7.5.3.15).
-const ARI_FORWARDING: u16 = 1 << 5;
 
 /// How long VFs may not be accessed after VF Enable was set, and how long the capability may not be used
 /// after it was cleared, in milliseconds (section 9.3.3.3.1).
@@ -151,7 +147,7 @@ impl Sriov {
         // With ARI a function's number is eight bits, and else three.
         let own = wanted.physical.rid() & 0xff;
         let leader = u16::from(function.read8(base + DEPENDENCY));
-        if leader != own && leader != own & 7 {
+        if leader != own && (ari || leader != own & 7) {
             return Err(VirtualProblem::Dependent);
         }
         // The hierarchy and the number come first: offset and stride may depend on both (sections
@@ -214,26 +210,6 @@ impl Sriov {
             Some(Bar { placement, ..bar })
         })
     }
-}
-
-/// Makes the port above a device forward to all of its function numbers, if it can; returns whether it
-/// does.
-pub(crate) fn forward<C: ConfigSpace + ?Sized>(config: &C, port: &mut Device) -> bool {
-    let function = Function::new(config, port.sbdf);
-    let Some(express) = &mut port.express else {
-        return false;
-    };
-    let is_port = matches!(express.kind, PortKind::RootPort | PortKind::DownstreamPort);
-    let base = express.offset.get();
-    let Some(control) = express.control_2.as_mut().filter(|_| is_port) else {
-        return false;
-    };
-    if function.read16(base + DEVICE_CAPABILITIES_2) & ARI_FORWARDING == 0 {
-        return false;
-    }
-    *control |= ARI_FORWARDING;
-    function.write16(base + DEVICE_CONTROL_2, *control);
-    true
 }
 
 impl Hierarchy {

@@ -1,5 +1,6 @@
 //! Walks, places, groups and resets simulated machines.
 
+mod ari;
 mod ownership;
 mod random;
 mod simulation;

@@ -272,8 +272,13 @@ impl Node {
         self
     }
 
-    pub(crate) fn ari(mut self) -> Self {
-        self.extended(0x0e, &[0; 4]);
+    pub(crate) fn ari(self) -> Self {
+        self.ari_before(0)
+    }
+
+    /// Makes it a function of an ARI device, behind which comes function `next`.
+    pub(crate) fn ari_before(mut self, next: u8) -> Self {
+        self.extended(0x0e, &[0, next, 0, 0]);
         self
     }
 
@@ -573,7 +578,7 @@ impl Node {
         }
         let is_link = matches!(self.kind(), Some(4 | 6));
         let all = !is_link || self.forwards_to_all();
-        if bus == secondary && (!is_link || at.0 == 0) && find(&mut self.below, at).is_some() {
+        if bus == secondary && (all || at.0 == 0) && find(&mut self.below, at).is_some() {
             return find(&mut self.below, at);
         }
         let place = (bus, at);
