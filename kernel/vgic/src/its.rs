@@ -80,6 +80,22 @@ impl Default for Device {
     }
 }
 
+impl Device {
+    /// Forgets its events and what is pending of them; returns how many were looked at.
+    fn forget_events(&mut self, gic: &mut Gic, host: &mut impl Host) -> usize {
+        // Of those that do not exist, as many at once as are made together.
+        let mut looked = self.events.chunk_count();
+        for event in self.events.iter_mut() {
+            looked += 1;
+            if event.intid != 0 {
+                lpi::clear(gic, Intid(event.intid), host);
+            }
+        }
+        self.events.clear(&mut gic.budget);
+        looked
+    }
+}
+
 /// What a message comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -130,10 +146,8 @@ impl Its {
     }
 
     fn drop_devices(&mut self, budget: &mut Budget) {
-        for number in 0..self.devices.chunk_count() * CHUNK {
-            if let Some(device) = self.devices.get_mut(number) {
-                device.events.clear(budget);
-            }
+        for device in self.devices.iter_mut() {
+            device.events.clear(budget);
         }
         self.devices.clear(budget);
     }
@@ -212,8 +226,8 @@ impl Its {
             return;
         }
         if devices {
-            for number in 0..self.devices.chunk_count() * CHUNK {
-                self.forget_events(gic, number, host);
+            for device in self.devices.iter_mut() {
+                device.forget_events(gic, host);
             }
             self.devices.clear(&mut gic.budget);
         } else {
@@ -315,7 +329,8 @@ impl Its {
         if command.valid() && bits > EVENT_BITS {
             return Err(Failed);
         }
-        let touched = self.forget_events(gic, number, host);
+        let device = self.devices.get_mut(number);
+        let touched = device.map_or(0, |device| device.forget_events(gic, host));
         if command.valid() {
             let device = self.devices.entry(number, &mut gic.budget);
             device.map_err(|_| Failed)?.bits = bits;
@@ -458,21 +473,6 @@ impl Its {
             }
         }
         Ok(looked)
-    }
-
-    /// Forgets the events of a device and what is pending of them; returns how many there were.
-    fn forget_events(&mut self, gic: &mut Gic, number: usize, host: &mut impl Host) -> usize {
-        let Some(device) = self.devices.get_mut(number) else {
-            return 0;
-        };
-        let count = device.events.chunk_count() * CHUNK;
-        for event in 0..count {
-            if let Some(event) = device.events.get(event).filter(|event| event.intid != 0) {
-                lpi::clear(gic, Intid(event.intid), host);
-            }
-        }
-        device.events.clear(&mut gic.budget);
-        count
     }
 
     /// Returns the DeviceID of a command, if the guest's table has room for it.

@@ -89,6 +89,11 @@ impl<T: Default> Sparse<T> {
             .ok_or(OutOfMemory)
     }
 
+    /// Returns the entries that exist.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.chunks.iter_mut().flatten().flatten()
+    }
+
     /// Frees every entry.
     pub(crate) fn clear(&mut self, budget: &mut Budget) {
         self.chunks = Vec::new();
