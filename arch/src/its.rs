@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The tables are in memory and the ITS writes them itself, as commands in a queue tell it. Commands
-//! are waited for, but for [`Its::reconfigure`]: an interrupt is mapped once in a device's life, and the
-//! order of unmapping and reusing is worth more than speed.
+//! are waited for, many at once where there are many, but for [`Its::reconfigure`]: an interrupt is mapped
+//! once in a device's life, and the order of unmapping and reusing is worth more than speed.
 //!
 //! Arm Generic Interrupt Controller Architecture Specification (IHI 0069), sections 5.2 (ITS), 5.3
 //! (commands), 12.19 (registers).
@@ -20,6 +20,7 @@ use crate::gic::{IntId, Kind};
 use crate::mmio::{Bus, Reg32, Reg64, wait_until};
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 use tock_registers::{LocalRegisterCopy, register_bitfields};
 
 mod command;
@@ -249,6 +250,8 @@ pub struct Its<B> {
     coherency: Coherency,
     /// The next command's place.
     next: usize,
+    /// The first command that was refused of those that are waited for.
+    refused: Option<u8>,
     devices: Table,
     in_use: Vec<u32>,
     collections: Vec<Option<Target>>,
@@ -309,6 +312,7 @@ impl<B: Bus> Its<B> {
             queue,
             coherency,
             next: 0,
+            refused: None,
             devices,
             in_use: Vec::new(),
             collections: targets,
@@ -399,11 +403,8 @@ impl<B: Bus> Its<B> {
     ///
     /// If the ITS fails meanwhile the memory stays taken, as the ITS may use it.
     pub fn unmap_device(&mut self, mut device: Device, pool: &mut impl Pool) -> Result<(), Error> {
-        for event in 0..device.events() {
-            if device.event(event).is_some() {
-                self.unmap_event(&mut device, event)?;
-            }
-        }
+        let events = 0..device.events();
+        self.unmap_events(&mut device, events)?;
         let command = Command::MapDevice {
             device: device.id,
             itt: None,
@@ -415,48 +416,69 @@ impl<B: Bus> Its<B> {
         Ok(())
     }
 
-    /// Makes an event of a device an LPI, which goes to a collection.
-    pub fn map_event(
+    /// Makes events of a device LPIs, from `first` on, which go to a collection. On an error they are to be
+    /// unmapped: the ITS may know some of them.
+    pub fn map_events(
         &mut self,
         device: &mut Device,
-        event: u32,
-        lpi: IntId,
+        events: Range<u32>,
+        first: IntId,
         collection: u16,
     ) -> Result<(), Error> {
-        if lpi.kind() != Kind::Lpi {
-            return Err(Error::NotAnLpi(lpi));
-        }
         let target = self.target(collection)?;
-        let id = device.id;
-        let slot = device.slot(event)?;
-        if slot.is_some() {
-            return Err(Error::EventInUse(event));
+        let lpis = (first.get()..).map(IntId::new);
+        for (event, lpi) in events.clone().zip(lpis.clone()) {
+            if lpi.kind() != Kind::Lpi {
+                return Err(Error::NotAnLpi(lpi));
+            }
+            if device.slot(event)?.is_some() {
+                return Err(Error::EventInUse(event));
+            }
         }
-        self.run(
-            Command::MapEvent {
-                device: id,
+        self.refused = None;
+        for (event, lpi) in events.zip(lpis) {
+            *device.slot(event)? = Some(Event { lpi, collection });
+            self.post(Command::MapEvent {
+                device: device.id,
                 event,
                 lpi,
                 collection,
-            },
-            Some(target),
-        )?;
-        *slot = Some(Event { lpi, collection });
-        // The redistributor takes the LPI's configuration anew.
-        self.run(Command::Invalidate { device: id, event }, Some(target))
+            })?;
+        }
+        // The redistributor takes the LPIs' configuration anew.
+        self.post(Command::InvalidateAll { collection })?;
+        self.post(Command::Sync { target })?;
+        self.finish()
     }
 
-    /// Ends an event's mapping; if it is pending, it is not any more.
-    pub fn unmap_event(&mut self, device: &mut Device, event: u32) -> Result<(), Error> {
-        let (_, target) = self.mapped(device, event)?;
-        self.run(
-            Command::Discard {
+    /// Ends the mappings of events, of those that are mapped; what is pending of them is not any more.
+    pub fn unmap_events(&mut self, device: &mut Device, events: Range<u32>) -> Result<(), Error> {
+        self.refused = None;
+        let mut last = None;
+        for event in events.clone() {
+            let Some(Event { collection, .. }) = *device.slot(event)? else {
+                continue;
+            };
+            self.post(Command::Discard {
                 device: device.id,
                 event,
-            },
-            Some(target),
-        )?;
-        *device.slot(event)? = None;
+            })?;
+            let target = self.target(collection)?;
+            if let Some(before) = last.replace(target).filter(|before| *before != target) {
+                self.post(Command::Sync { target: before })?;
+            }
+        }
+        if let Some(target) = last {
+            self.post(Command::Sync { target })?;
+        }
+        match self.finish() {
+            // It does not discard what it did not map.
+            Ok(()) | Err(Error::Rejected(_)) => {}
+            Err(error) => return Err(error),
+        }
+        for event in events {
+            *device.slot(event)? = None;
+        }
         Ok(())
     }
 
@@ -464,7 +486,7 @@ impl<B: Bus> Its<B> {
     /// This does not wait for the ITS: returns whether the queue had room, without which nothing is done.
     pub fn reconfigure(&mut self, collection: u16, change: impl FnOnce()) -> Result<bool, Error> {
         let target = self.target(collection)?;
-        if !self.has_room() {
+        if self.room() < 2 {
             return Ok(false);
         }
         change();
@@ -483,22 +505,24 @@ impl<B: Bus> Its<B> {
         target.ok_or(Error::NoSuchCollection(collection))
     }
 
-    fn mapped(&self, device: &Device, event: u32) -> Result<(Event, Target), Error> {
-        let mapped = device.events.get(event as usize).copied().flatten();
-        let mapped = mapped.ok_or(Error::NoSuchEvent(event))?;
-        Ok((mapped, self.target(mapped.collection)?))
-    }
-
     /// Has the ITS carry out a command, and waits until a redistributor has seen its effect.
     fn run(&mut self, command: Command, sync: Option<Target>) -> Result<(), Error> {
-        // What an earlier command that timed out left in the queue is waited for as well.
-        self.wait_for_room()?;
-        self.put(command);
+        self.refused = None;
+        self.post(command)?;
         if let Some(target) = sync {
-            self.put(Command::Sync { target });
+            self.post(Command::Sync { target })?;
         }
-        self.start();
-        self.wait()
+        self.finish()
+    }
+
+    /// Puts a command into the queue, when there is room for it.
+    fn post(&mut self, command: Command) -> Result<(), Error> {
+        if self.room() == 0 {
+            self.start();
+            wait_until(|| self.room() > 0)?;
+        }
+        self.put(command);
+        Ok(())
     }
 
     /// Has the ITS carry out what is in the queue.
@@ -521,46 +545,27 @@ impl<B: Bus> Its<B> {
             .publish(offset, size_of::<[u64; 4]>(), self.coherency);
     }
 
-    /// Waits until there is room for two commands.
-    fn wait_for_room(&self) -> Result<(), Error> {
-        wait_until(|| self.has_room())?;
-        Ok(())
-    }
-
-    /// Returns whether there is room for two commands: a queue is full when one place is left.
-    fn has_room(&self) -> bool {
+    /// Returns for how many commands there is room, past those that the ITS refuses: a queue is full when one
+    /// place is left.
+    fn room(&mut self) -> usize {
         let creadr = GITS_CREADR.read(&self.bus);
         if creadr.is_set(CREADR::Stalled) {
-            // At a command of before, which was answered for then.
             self.skip_stalled();
         }
-        (index(creadr.read(CREADR::Offset)) % QUEUE + QUEUE - self.next - 1) % QUEUE >= 2
+        (index(creadr.read(CREADR::Offset)) % QUEUE + QUEUE - self.next - 1) % QUEUE
     }
 
     /// Waits until the ITS has carried out all commands, past those that it refuses.
-    fn wait(&self) -> Result<(), Error> {
-        let mut refused = None;
-        // A command and its SYNC: more cannot be refused.
-        for _ in 0..=2 {
-            let end = self.next as u64;
-            let mut stalled = false;
-            wait_until(|| {
-                let creadr = GITS_CREADR.read(&self.bus);
-                stalled = creadr.is_set(CREADR::Stalled);
-                stalled || creadr.read(CREADR::Offset) == end
-            })?;
-            if !stalled {
-                return refused.map_or(Ok(()), |command| Err(Error::Rejected(command)));
-            }
-            let command = self.skip_stalled();
-            refused = refused.or(Some(command));
-        }
-        Err(Error::Timeout)
+    fn finish(&mut self) -> Result<(), Error> {
+        self.start();
+        wait_until(|| self.room() == QUEUE - 1)?;
+        self.refused
+            .map_or(Ok(()), |command| Err(Error::Rejected(command)))
     }
 
     /// Puts something harmless in the place of the command at which the ITS stalls, and lets it go
-    /// on. Returns the number of the command.
-    fn skip_stalled(&self) -> u8 {
+    /// on.
+    fn skip_stalled(&mut self) {
         let at = index(GITS_CREADR.read(&self.bus).read(CREADR::Offset)) % QUEUE;
         let command = self.queue.read64(at * size_of::<[u64; 4]>()) & 0xff;
         let target = self.collections.iter().flatten().next().copied();
@@ -572,7 +577,7 @@ impl<B: Bus> Its<B> {
         );
         let offset = CWRITER::Offset.val(self.next as u64);
         GITS_CWRITER.write(&self.bus, offset + CWRITER::Retry::SET);
-        command as u8
+        self.refused.get_or_insert(command as u8);
     }
 }
 

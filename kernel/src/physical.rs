@@ -1189,6 +1189,10 @@ pub(crate) struct Vectors {
 }
 
 impl Vectors {
+    fn events(&self) -> Range<u32> {
+        self.first..self.first + (self.lpis.end - self.lpis.start)
+    }
+
     /// Returns the EventID of a vector.
     pub(crate) fn event(&self, vector: u32) -> u32 {
         self.first + vector
@@ -1304,11 +1308,9 @@ impl Messages {
         let _ = self
             .properties
             .set(taken.lpis.clone(), true, Priority::NORMAL);
-        for (event, lpi) in (taken.first..).zip(taken.lpis.clone()) {
-            its.map_event(&mut sender.device, event, IntId::new(lpi), 0)
-                .map_err(VectorError::Its)?;
-        }
-        Ok(())
+        let (events, first) = (taken.events(), IntId::new(taken.lpis.start));
+        let mapped = its.map_events(&mut sender.device, events, first, 0);
+        mapped.map_err(VectorError::Its)
     }
 
     /// Takes LPIs for a function, in a row, and makes it a source of that number; of none if there are not
@@ -1354,13 +1356,8 @@ impl Messages {
         if let Some(index) = known {
             let sender = &mut senders[index];
             let mut its = self.its.lock();
-            let events = (vectors.first..).take(vectors.lpis.len());
-            let mut answers = true;
-            for event in events {
-                // Not all are mapped, if they could not all be had.
-                let unmapped = its.unmap_event(&mut sender.device, event);
-                answers &= matches!(unmapped, Ok(()) | Err(arch::its::Error::NoSuchEvent(_)));
-            }
+            let unmapped = its.unmap_events(&mut sender.device, vectors.events());
+            let mut answers = unmapped.is_ok();
             sender.users -= 1;
             if sender.users == 0 {
                 let device = senders.swap_remove(index).device;

@@ -20,8 +20,6 @@ pub(super) enum Command {
         lpi: IntId,
         collection: u16,
     },
-    /// INV: forgets the cached configuration of an event's LPI.
-    Invalidate { device: u32, event: u32 },
     /// INVALL: forgets the cached configuration of all LPIs of a collection.
     InvalidateAll { collection: u16 },
     /// DISCARD: takes an event's mapping away.
@@ -46,8 +44,6 @@ impl Command {
                 [0x09, 0, VALID | target.0 | u64::from(collection), 0],
             Self::MapEvent { device, event, lpi, collection } =>
                 [with(0x0a, device), u64::from(event) | u64::from(lpi.get()) << 32, collection.into(), 0],
-            Self::Invalidate { device, event } =>
-                [with(0x0c, device), event.into(), 0, 0],
             Self::InvalidateAll { collection } =>
                 [0x0d, 0, collection.into(), 0],
             Self::Discard { device, event } =>
@@ -72,7 +68,6 @@ mod tests {
             (Command::MapDevice { device: 0x18, itt: None },          [0x18_0000_0008, 0, 0, 0]),
             (Command::MapCollection { collection: 7, target },        [0x09, 0, 0x8000_0000_0003_0007, 0]),
             (Command::MapEvent { device: 0x18, event: 2, lpi, collection: 1 }, [0x18_0000_000a, 0x2003_0000_0002, 1, 0]),
-            (Command::Invalidate { device: 0x18, event: 2 },          [0x18_0000_000c, 2, 0, 0]),
             (Command::InvalidateAll { collection: 1 },                [0x0d, 0, 1, 0]),
             (Command::Discard { device: 0x18, event: 2 },             [0x18_0000_000f, 2, 0, 0]),
         ];

@@ -98,7 +98,6 @@ impl Model {
     fn carry_out(&self, inner: &mut Inner, words: [u64; 4]) -> Option<()> {
         let (device, event, collection) =
             (words[0] >> 32, words[1] & 0xffff_ffff, words[2] & 0xffff);
-        let known = inner.events.contains_key(&(device, event));
         match words[0] & 0xff {
             0x05 => {
                 inner.synced.insert(words[2]);
@@ -129,7 +128,6 @@ impl Model {
             0x0f => {
                 inner.events.remove(&(device, event))?;
             }
-            0x0c if known => {}
             0x0d => {
                 inner.collections.get(&collection)?;
             }
@@ -253,15 +251,16 @@ fn an_interrupt_is_mapped_and_unmapped() {
         let before = arena.taken();
         let mut device = its.map_device(0x18, 5, &mut arena).unwrap();
         assert_eq!(device.events(), 5);
-        its.map_event(&mut device, 4, IntId::new(8192), 0).unwrap();
+        its.map_events(&mut device, 4..5, IntId::new(8192), 0)
+            .unwrap();
         assert_eq!(device.event(4), Some((IntId::new(8192), 0)));
         assert_eq!(model.inner.borrow().events, [((0x18, 4), (8192, 0))].into());
         its.unmap_device(device, &mut arena).unwrap();
         let inner = model.inner.borrow();
         assert!(inner.events.is_empty() && inner.devices.is_empty());
-        // MAPC INVALL twice; MAPD; MAPTI INV; DISCARD; MAPD.
+        // MAPC INVALL twice; MAPD; MAPTI INVALL; DISCARD; MAPD.
         let log: Vec<u64> = inner.log.iter().copied().filter(|n| *n != 5).collect();
-        assert_eq!(log, [9, 13, 9, 13, 8, 10, 12, 15, 8]);
+        assert_eq!(log, [9, 13, 9, 13, 8, 10, 13, 15, 8]);
         assert_eq!(inner.synced, [0, 1 << 16].into());
         // What stays is the page of the device table.
         assert_eq!(arena.taken(), before + 0x1000);
@@ -378,11 +377,14 @@ fn a_refused_command_is_an_error_and_the_queue_goes_on() {
     let mut its = started(&model, &mut arena);
     let mut device = its.map_device(0x18, 4, &mut arena).unwrap();
     model.inner.borrow_mut().devices.clear();
-    let refused = its.map_event(&mut device, 0, IntId::new(8192), 0);
+    let refused = its.map_events(&mut device, 0..1, IntId::new(8192), 0);
     assert_eq!(refused, Err(Error::Rejected(0x0a)));
+    // It may know it, as far as we do.
+    its.unmap_events(&mut device, 0..4).unwrap();
     assert_eq!(device.event(0), None);
     let mut other = its.map_device(0x20, 4, &mut arena).unwrap();
-    its.map_event(&mut other, 0, IntId::new(8193), 1).unwrap();
+    its.map_events(&mut other, 0..1, IntId::new(8193), 1)
+        .unwrap();
     assert_eq!(model.inner.borrow().events, [((0x20, 0), (8193, 1))].into());
 }
 
@@ -393,12 +395,55 @@ fn the_queue_wraps() {
     let mut its = started(&model, &mut arena);
     let mut device = its.map_device(0x18, 4, &mut arena).unwrap();
     for n in 0..3000u16 {
-        its.map_event(&mut device, 0, IntId::new(8192), n % 2)
+        its.map_events(&mut device, 0..1, IntId::new(8192), n % 2)
             .unwrap();
-        its.unmap_event(&mut device, 0).unwrap();
+        its.unmap_events(&mut device, 0..1).unwrap();
     }
     assert!(model.inner.borrow().log.len() > 3 * QUEUE);
     assert_eq!(device.event(0), None);
+}
+
+/// More than the queue holds, and some of them are refused in the middle.
+#[test]
+fn many_events_are_mapped_and_unmapped_at_once() {
+    for (slow, stalls) in [(false, false), (true, true)] {
+        let mut arena = Arena::new(0x40_0000);
+        let kind = Fake {
+            slow,
+            stalls,
+            ..QEMU
+        };
+        let model = Model::new(kind, &arena);
+        let mut its = started(&model, &mut arena);
+        let mut device = its.map_device(0x18, 5_000, &mut arena).unwrap();
+        let first = IntId::new(9_000);
+        its.map_events(&mut device, 1..4_000, first, 1).unwrap();
+        let event = |event: u32| ((0x18, event.into()), (8_999 + u64::from(event), 1));
+        assert_eq!(model.inner.borrow().events, (1..4_000).map(event).collect());
+        assert_eq!(device.event(3_999), Some((IntId::new(12_998), 1)));
+        assert_eq!(device.event(4_000), None);
+        let log = model.inner.borrow().log.clone();
+        assert_eq!(log[log.len() - 3..], [10, 13, 5]);
+        // The ITS has lost some; they are gone all the same.
+        for lost in [7, 8, 3_000] {
+            model.inner.borrow_mut().events.remove(&(0x18, lost));
+        }
+        its.unmap_events(&mut device, 0..4_000).unwrap();
+        assert!(model.inner.borrow().events.is_empty());
+        assert!((0..5_000).all(|event| device.event(event).is_none()));
+        // If one is refused, the others may be there.
+        model.inner.borrow_mut().devices.insert(0x18, (0, 4));
+        let mapped = its.map_events(&mut device, 10..20, first, 1);
+        let refused = if stalls {
+            Err(Error::Rejected(10))
+        } else {
+            Ok(())
+        };
+        assert_eq!(mapped, refused);
+        assert_eq!(model.inner.borrow().events.len(), 6);
+        its.unmap_device(device, &mut arena).unwrap();
+        assert!(model.inner.borrow().events.is_empty());
+    }
 }
 
 #[test]
@@ -458,27 +503,29 @@ fn what_is_not_there_is_refused_without_a_command() {
     let model = Model::new(QEMU, &arena);
     let mut its = started(&model, &mut arena);
     let mut device = its.map_device(0x18, 4, &mut arena).unwrap();
-    its.map_event(&mut device, 0, IntId::new(8192), 0).unwrap();
+    its.map_events(&mut device, 0..1, IntId::new(8192), 0)
+        .unwrap();
     let commands = model.inner.borrow().log.len();
     let lpi = IntId::new(8193);
     assert_eq!(
-        its.map_event(&mut device, 0, lpi, 0),
+        its.map_events(&mut device, 0..1, lpi, 0),
         Err(Error::EventInUse(0))
     );
     assert_eq!(
-        its.map_event(&mut device, 4, lpi, 0),
+        its.map_events(&mut device, 4..5, lpi, 0),
         Err(Error::NoSuchEvent(4))
     );
     assert_eq!(
-        its.map_event(&mut device, 1, lpi, 2),
+        its.map_events(&mut device, 1..2, lpi, 2),
         Err(Error::NoSuchCollection(2))
     );
     let spi = IntId::new(40);
     assert_eq!(
-        its.map_event(&mut device, 1, spi, 0),
+        its.map_events(&mut device, 1..2, spi, 0),
         Err(Error::NotAnLpi(spi))
     );
-    assert_eq!(its.unmap_event(&mut device, 1), Err(Error::NoSuchEvent(1)));
+    let unmapped = its.unmap_events(&mut device, 3..5);
+    assert_eq!(unmapped, Err(Error::NoSuchEvent(4)));
     assert_eq!(
         its.map_device(0x20, 0x1_0001, &mut arena).err(),
         Some(Error::TooManyEvents(0x1_0001))
