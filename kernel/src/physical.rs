@@ -4,7 +4,7 @@ use crate::domain::{self, Domain, MakeError, Memory, Tlb};
 use crate::lines::Lines;
 use crate::memory::{self, DmaPool, TableFrames};
 use crate::panic::give_up;
-use crate::{machine, refusals, sched};
+use crate::{machine, pcpu, refusals, sched};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -836,6 +836,10 @@ impl Physical {
                 Some(_) => self.report(iommu),
                 None => {}
             }
+        }
+        // They come to the boot pCPU, and only its timer is set for them.
+        if pcpu::this().number != 0 {
+            return;
         }
         if let Some(messages) = &self.messages {
             messages.go_on();
