@@ -13,6 +13,7 @@ pub mod guest_tree;
 pub mod intx;
 pub mod layout;
 pub mod pace;
+pub mod pages;
 pub mod placement;
 pub mod reads;
 pub mod rescue;

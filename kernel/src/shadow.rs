@@ -24,20 +24,14 @@ use crate::domain::Domain;
 use crate::memory::{self, TableFrames};
 use crate::passthrough::Assigned;
 use crate::physical;
-use alloc::vec::Vec;
 use arch::address::{BLOCK_2M, Ipa, PAGE_SIZE, Pa};
 use arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::frames::Run;
+use kernel::pages::{self, DWORDS};
 use kernel::{layout, reads, size};
 use spin::Mutex;
 use vpci::{BusError, ConfigAccess, Emulated, Offset, Owner, Places, Sbdf, Size, Steadiness};
-
-/// Dwords of a page.
-const DWORDS: usize = size(PAGE_SIZE) / 4;
-
-/// As many of them as what EL2 emulates has: none in extended config space.
-const EMULATED_DWORDS: usize = 0x100 / 4;
 
 /// Whether reads may do without EL2 at all.
 static ALLOWED: AtomicBool = AtomicBool::new(true);
@@ -71,10 +65,6 @@ fn ones() -> Option<Pa> {
 struct Page(Pa);
 
 impl Page {
-    fn new() -> Option<Self> {
-        memory::allocate_frame().map(Self)
-    }
-
     fn pointer(&self, index: usize) -> *mut u32 {
         assert!(index < DWORDS);
         (self.0.get() as *mut u32).wrapping_add(index)
@@ -85,14 +75,22 @@ impl Page {
         // whole dwords or several of them, each old or new.
         unsafe { self.pointer(index).write_volatile(value) };
     }
+}
 
-    /// Changes one dword; guests see it when it returns.
+impl pages::Page for Page {
+    fn new() -> Option<Self> {
+        memory::allocate_frame().map(Self)
+    }
+
+    fn start(&self) -> Pa {
+        self.0
+    }
+
     fn set(&self, index: usize, value: u32) {
         self.store(index, value);
         asm::clean_line_to_poc(self.pointer(index).cast());
     }
 
-    /// Changes the first `count` dwords.
     fn fill(&self, count: usize, value: impl Fn(usize) -> u32) {
         for index in 0..count {
             self.store(index, value(index));
@@ -108,13 +106,6 @@ impl Drop for Page {
             len: PAGE_SIZE,
         });
     }
-}
-
-/// The page of a passed-through function.
-struct FunctionPage {
-    page: Page,
-    /// What the function was when the page was last placed.
-    steadiness: Steadiness,
 }
 
 /// What pages are made of.
@@ -142,12 +133,7 @@ pub(crate) struct Pages {
 struct Frames {
     /// The block of ones, once the window shows it.
     ones: Option<Pa>,
-    bridge: Option<Page>,
-    /// All stubs are alike.
-    stub: Option<Page>,
-    /// By the name of the bus below.
-    ports: Vec<(u8, Page)>,
-    functions: Vec<Option<FunctionPage>>,
+    own: pages::Frames<Page>,
 }
 
 impl Pages {
@@ -191,11 +177,7 @@ impl Pages {
                 self.frames.show(view, place, view.bus.route(place));
             }
         }
-        for (id, page) in self.frames.functions.iter_mut().enumerate() {
-            if view.function(id).is_none() {
-                *page = None;
-            }
-        }
+        self.frames.own.keep(|id| view.function(id).is_some());
     }
 
     /// Shows what is at one place.
@@ -207,11 +189,7 @@ impl Pages {
     /// Shows a dword that has changed of a passed-through function, which is as steady as it was.
     #[inline]
     pub(crate) fn set(&self, id: usize, dword: usize, value: u32) {
-        if let Some(Some(own)) = self.frames.functions.get(id)
-            && own.steadiness != Steadiness::Live
-        {
-            own.page.set(dword, value);
-        }
+        self.frames.own.set(id, dword, value);
     }
 
     /// Shows what has changed of a passed-through function, and for how long: one dword, or more.
@@ -221,13 +199,12 @@ impl Pages {
             return;
         };
         let now = assigned.steadiness();
-        let own = self.frames.functions.get(id).and_then(Option::as_ref);
-        match (own, now) {
-            (_, Steadiness::Live) if own.is_none_or(|own| own.steadiness == now) => {}
-            (Some(own), _) if own.steadiness == now && dword.is_some() => {
-                if let Some(index) = dword {
-                    own.page.set(index, assigned.steady_dword(index));
-                }
+        let before = self.frames.own.steadiness(id);
+        match (now, dword) {
+            (Steadiness::Live, _) if before.is_none_or(|before| before == now) => {}
+            (_, Some(index)) if before == Some(now) => {
+                let value = assigned.steady_dword(index);
+                self.frames.own.set(id, index, value);
             }
             _ => self.show_function(view, assigned),
         }
@@ -250,30 +227,15 @@ impl Frames {
         let page = match owner {
             None => Some(Pa::new(ones.get() + at.get() % BLOCK_2M)),
             Some(Owner::Ioreq(_)) => None,
-            Some(Owner::HostBridge) => {
-                emulated(&mut self.bridge, |access| view.bridge.read(access))
+            Some(Owner::HostBridge) => self.own.bridge(dwords(place, |at| view.bridge.read(at))),
+            Some(Owner::Stub) => self.own.stub(dwords(place, |at| view.stub.read(at))),
+            Some(Owner::Port(bus)) => {
+                let read = dwords(place, |at| view.bus.read_port(bus, at));
+                self.own.port(bus, read)
             }
-            Some(Owner::Stub) => emulated(&mut self.stub, |access| view.stub.read(access)),
-            Some(Owner::Port(bus)) => self.port(view, place, bus),
             Some(Owner::Vpci(id)) => return self.show_function(view, at, id),
         };
         put(view.domain, at, page);
-    }
-
-    fn port(&mut self, view: &View<'_>, place: Sbdf, bus: u8) -> Option<Pa> {
-        let index = match self.ports.iter().position(|(other, _)| *other == bus) {
-            Some(index) => index,
-            None => {
-                self.ports.try_reserve(1).ok()?;
-                self.ports.push((bus, Page::new()?));
-                self.ports.len() - 1
-            }
-        };
-        let (_, page) = self.ports.get(index)?;
-        page.fill(EMULATED_DWORDS, |index| {
-            access(place, index).map_or(0, |access| view.bus.read_port(bus, access))
-        });
-        Some(page.0)
     }
 
     fn show_function(&mut self, view: &View<'_>, at: Ipa, id: usize) {
@@ -284,7 +246,9 @@ impl Frames {
             return hide();
         };
         let steadiness = assigned.steadiness();
-        let page = self.function(id, steadiness, |index| assigned.steady_dword(index));
+        let page = self
+            .own
+            .function(id, steadiness, |index| assigned.steady_dword(index));
         let until_interrupt = steadiness == Steadiness::UntilInterrupt;
         let Some(page) = page else {
             assigned.while_quiet(domain, None, || {});
@@ -298,56 +262,14 @@ impl Frames {
             hide();
         }
     }
+}
 
-    /// Returns a function's frame, with what it reads as; `None` if it has to trap.
-    fn function(
-        &mut self,
-        id: usize,
-        steadiness: Steadiness,
-        value: impl Fn(usize) -> u32,
-    ) -> Option<Pa> {
-        let missing = (id + 1).saturating_sub(self.functions.len());
-        self.functions.try_reserve(missing).ok()?;
-        self.functions
-            .resize_with(self.functions.len() + missing, || None);
-        let own = self.functions.get_mut(id)?;
-        if steadiness == Steadiness::Live {
-            if let Some(own) = own {
-                own.steadiness = steadiness;
-            }
-            return None;
-        }
-        let own = match own {
-            Some(own) => own,
-            None => own.insert(FunctionPage {
-                page: Page::new()?,
-                steadiness,
-            }),
-        };
-        own.steadiness = steadiness;
-        own.page.fill(DWORDS, value);
-        Some(own.page.0)
+/// Returns what each dword reads as of what EL2 emulates at a place.
+fn dwords(place: Sbdf, read: impl Fn(ConfigAccess) -> u32) -> impl Fn(usize) -> u32 {
+    move |index| {
+        let offset = Offset::in_function(index as u64 * 4);
+        ConfigAccess::new(place, offset, Size::Four).map_or(0, &read)
     }
-}
-
-/// Returns the frame of something that EL2 emulates, with what it reads as.
-fn emulated(own: &mut Option<Page>, read: impl Fn(ConfigAccess) -> u32) -> Option<Pa> {
-    let page = match own {
-        Some(page) => page,
-        None => own.insert(Page::new()?),
-    };
-    // Neither bridge nor stub says where it is.
-    let anywhere = Sbdf::from_rid(0, 0);
-    page.fill(EMULATED_DWORDS, |index| {
-        access(anywhere, index).map_or(0, &read)
-    });
-    Some(page.0)
-}
-
-/// Returns the read of a dword.
-fn access(place: Sbdf, index: usize) -> Option<ConfigAccess> {
-    let offset = Offset::in_function(index as u64 * 4);
-    ConfigAccess::new(place, offset, Size::Four)
 }
 
 /// Returns where a place is in the ECAM window.
