@@ -87,6 +87,11 @@ pub fn tlbi_ipas2e1is(ipa: u64) {
     let _ = ipa;
 }
 
+/// What PAR_EL1 would say of a walk that took an external abort, of level 3: that is an exception (D8.15), and what
+/// is in PAR_EL1 then is not known.
+#[cfg(target_os = "none")]
+const WALK_REFUSED: u64 = 0x17 << 1 | 1;
+
 macro_rules! translation {
     ($(#[$doc:meta])* $name:ident, $op:literal) => {
         $(#[$doc])*
@@ -97,14 +102,17 @@ macro_rules! translation {
             #[cfg(target_os = "none")]
             {
                 let own = crate::sysreg::read!("par_el1");
-                // SAFETY: a translation changes no memory, and of registers PAR_EL1 only.
+                let after: u64;
+                // SAFETY: a translation changes no memory, and of registers PAR_EL1 only; or its operand, if
+                // memory does not answer the walk.
                 unsafe {
-                    core::arch::asm!(concat!("at ", $op, ", {}"), in(reg) va, options(nostack));
+                    core::arch::asm!(concat!("2: at ", $op, ", {va}"), crate::containment::listed!(),
+                        va = inout(reg) va => after, options(nostack));
                 }
                 isb();
                 let result = crate::sysreg::read!("par_el1");
                 crate::sysreg::write!("par_el1", own);
-                result
+                if after == va { result } else { WALK_REFUSED }
             }
             #[cfg(not(target_os = "none"))]
             {

@@ -10,36 +10,57 @@
 //!
 //! Each load and store of [`Foreign`](crate::mmio::Foreign) is in the list. Where one of them takes a
 //! synchronous external abort, the load gives all ones, as a bus does where nothing answers, the store
-//! is dropped, and EL2 goes on behind it. Any other exception at EL2, and this one anywhere else, is a
-//! mistake of EL2's own.
+//! is dropped, and EL2 goes on behind it. So is each address translation instruction (AT): a guest can have
+//! its tables in a device's memory, and then it is the walk that takes the abort. Any other exception at EL2,
+//! and this one anywhere else, is a mistake of EL2's own.
 //!
 //! An abort that comes as an SError is not attributed to an instruction, and is none of this module's.
 
 /// ESR_ELx (Arm ARM D24.2.40): EC of a data abort taken without a change of exception level, and DFSC
-/// of a synchronous external abort that is not on a table walk.
+/// of a synchronous external abort that is not on a table walk. Of one that is there is one for each level.
 const CLASS_DATA_ABORT: u64 = 0x25;
 const FAULT_EXTERNAL: u64 = 0x10;
+const FAULT_WALK: core::ops::RangeInclusive<u64> = 0x13..=0x17;
 
-/// A load or store that a device refused.
+/// Has the instruction at the label `2` be in the list: where it is, as a distance from the place in the list
+/// (`link.ld`).
+#[cfg(target_os = "none")]
+macro_rules! listed {
+    () => {
+        ".pushsection .foreign, \"a\"\n.balign 4\n.long 2b - .\n.popsection"
+    };
+}
+#[cfg(target_os = "none")]
+pub(crate) use listed;
+
+/// A load or store that a device refused, or a translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// Where it went.
-    pub address: u64,
+    /// Where it went, if it was an access of EL2's.
+    pub address: Option<u64>,
 }
 
-/// Returns whether a syndrome is that of an access that a device refused.
-pub const fn is_refusal(esr: u64) -> bool {
-    esr >> 26 & 0x3f == CLASS_DATA_ABORT && esr & 0x3f == FAULT_EXTERNAL
-}
-
-/// Completes `instruction` as if nothing had answered, on the registers `x`.
+/// Completes `instruction` as if nothing had answered, on the registers `x`. A translation gives back the
+/// address inverted.
 ///
-/// Returns `None` for what is no load or store of one register without an offset (C4.1.94.32, "load/store
-/// register (unsigned immediate)" with an immediate of 0), which none in the list is.
-pub fn complete(instruction: u32, x: &mut [u64; 31]) -> Option<Refused> {
+/// Returns `None` if the syndrome is not that of an access that a device refused; and for what is no load or store
+/// of one register without an offset (C4.1.94.32, "load/store register (unsigned immediate)" with an immediate of
+/// 0), or AT S1E0 or S1E1 (C5.5) if it was refused on a walk, which none in the list is.
+pub fn complete(esr: u64, instruction: u32, x: &mut [u64; 31]) -> Option<Refused> {
+    let status = esr & 0x3f;
+    if esr >> 26 & 0x3f != CLASS_DATA_ABORT {
+        return None;
+    }
+    if FAULT_WALK.contains(&status) {
+        let is_translation = instruction & 0xffff_ff80 == 0xd508_7800;
+        let register = x.get_mut((instruction & 31) as usize);
+        let register = register.filter(|_| is_translation)?;
+        *register = !*register;
+        return Some(Refused { address: None });
+    }
     // size:2 111 V:1 01 opc:2 imm12:12 Rn:5 Rt:5
     let is_plain = instruction & 0x3fbf_fc00 == 0x3900_0000;
-    if !is_plain {
+    if status != FAULT_EXTERNAL || !is_plain {
         return None;
     }
     let base = (instruction >> 5 & 31) as usize;
@@ -51,7 +72,9 @@ pub fn complete(instruction: u32, x: &mut [u64; 31]) -> Option<Refused> {
     if is_load && let Some(register) = x.get_mut(target) {
         *register = u64::MAX >> (64 - (8 << (instruction >> 30)));
     }
-    Some(Refused { address })
+    Some(Refused {
+        address: Some(address),
+    })
 }
 
 /// Returns whether one of the distances, which lie one behind the other from `start` on, leads to `pc`.
@@ -68,16 +91,14 @@ pub fn is_listed(start: u64, distances: &[i32], pc: u64) -> bool {
 /// registers are those after the access.
 #[cfg(target_os = "none")]
 pub fn contain(fault: &mut crate::entry::Fault) -> Option<Refused> {
-    if !is_refusal(crate::sysreg::read!("esr_el2")) {
-        return None;
-    }
+    let esr = crate::sysreg::read!("esr_el2");
     let list = crate::entry::foreign();
     if !is_listed(list.as_ptr().addr() as u64, list, fault.pc) {
         return None;
     }
     // SAFETY: an instruction of the image's text, which is readable: the list says so.
     let instruction = unsafe { (fault.pc as *const u32).read() };
-    let refused = complete(instruction, &mut fault.x)?;
+    let refused = complete(esr, instruction, &mut fault.x)?;
     fault.pc += 4;
     Some(refused)
 }
@@ -85,6 +106,8 @@ pub fn contain(fault: &mut crate::entry::Fault) -> Option<Refused> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const REFUSED: u64 = 0x9600_0010;
 
     #[test]
     #[rustfmt::skip]
@@ -107,7 +130,9 @@ mod tests {
             (0x9600_0011, false),
         ];
         for (esr, refusal) in cases {
-            assert_eq!(is_refusal(esr), refusal, "{esr:#x}");
+            // ldr w8, [x9]
+            let completed = complete(esr, 0xb940_0128, &mut [0; 31]);
+            assert_eq!(completed.is_some(), refusal, "{esr:#x}");
         }
     }
 
@@ -131,7 +156,8 @@ mod tests {
         for (instruction, address, register) in cases {
             let before: [u64; 31] = core::array::from_fn(|n| 0x1000 + n as u64);
             let (mut got, mut after) = (before, before);
-            assert_eq!(complete(instruction, &mut got), Some(Refused { address }), "{instruction:#x}");
+            let refused = Some(Refused { address: Some(address) });
+            assert_eq!(complete(REFUSED, instruction, &mut got), refused, "{instruction:#x}");
             if let Some((n, value)) = register {
                 after[n] = value;
             }
@@ -151,11 +177,43 @@ mod tests {
             0xa940_2128, // ldp x8, x8, [x9]
             0xb940_03e8, // ldr w8, [sp]
             0xd503_201f, // nop
+            0xd508_7809, // at s1e1r, x9
         ];
         for instruction in cases {
             let mut x = [7; 31];
-            assert_eq!(complete(instruction, &mut x), None, "{instruction:#x}");
+            assert_eq!(complete(REFUSED, instruction, &mut x), None, "{instruction:#x}");
             assert_eq!(x, [7; 31], "{instruction:#x}");
+        }
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn a_translation_whose_walk_is_refused_inverts_its_address() {
+        let cases = [
+            // instruction                 on a walk of level 0 to 3, or -1
+            (0xd508_7809, /* at s1e1r, x9  */ true),
+            (0xd508_7829, /* at s1e1w, x9  */ true),
+            (0xd508_7849, /* at s1e0r, x9  */ true),
+            (0xd508_7869, /* at s1e0w, x9  */ true),
+            (0xd50c_7809, /* at s1e2r, x9  */ false),
+            (0xd508_7909, /* at s1e1rp, x9 */ false),
+            (0xd508_781f, /* at s1e1r, xzr */ false),
+            (0xb940_0128, /* ldr w8, [x9]  */ false),
+        ];
+        for (instruction, contained) in cases {
+            for status in 0..0x40 {
+                let before: [u64; 31] = core::array::from_fn(|n| 0x1000 + n as u64);
+                let (mut got, mut after) = (before, before);
+                let refused = complete(0x9600_0100 | status, instruction, &mut got);
+                let expected = contained && matches!(status, 0x13..=0x17);
+                if expected {
+                    after[9] = !0x1009;
+                }
+                if expected || status != 0x10 {
+                    assert_eq!(refused, expected.then_some(Refused { address: None }));
+                    assert_eq!(got, after, "{instruction:#x} {status:#x}");
+                }
+            }
         }
     }
 

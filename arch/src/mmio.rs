@@ -259,10 +259,9 @@ mod access {
     accesses!("");
 }
 
-/// Accesses to other devices: where each is is listed (`link.ld`, [`crate::containment`]), as a
-/// distance from the place in the list.
+/// Accesses to other devices, which are listed.
 mod foreign {
-    accesses!(".pushsection .foreign, \"a\"\n.balign 4\n.long 2b - .\n.popsection");
+    accesses!(crate::containment::listed!());
 }
 
 macro_rules! register {

@@ -24,8 +24,12 @@ extern "C" fn isthmus_abort(fault: &mut Fault) -> bool {
     let Some(refused) = containment::contain(fault) else {
         return false;
     };
+    let Some(address) = refused.address else {
+        // A guest's tables, which it hears of as of any fault.
+        return true;
+    };
     // Relaxed: each is of use by itself.
-    LAST.store(refused.address, Ordering::Relaxed);
+    LAST.store(address, Ordering::Relaxed);
     COUNT.fetch_add(1, Ordering::Relaxed);
     if let Some(cpu) = pcpu::try_this() {
         gic::cpu::send_sgi(REPORT, Affinity::from_mpidr(cpu.mpidr));

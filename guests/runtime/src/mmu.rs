@@ -143,6 +143,17 @@ pub unsafe fn alias(slot: usize, page: Option<(usize, Alias)>) -> usize {
     address
 }
 
+/// Has the addresses behind the aliases be translated by a table at `table`, which need not be memory. There is
+/// an alias already.
+///
+/// # Safety
+///
+/// Nothing accesses these addresses but to see what comes of it.
+pub unsafe fn translate_behind_aliases(table: usize) {
+    ALIAS_LEVEL2.set(1, table as u64 | TABLE | VALID);
+    invalidate_alias(ALIAS_BASE + BLOCK_2M);
+}
+
 fn invalidate_alias(address: usize) {
     // SAFETY: the page is an alias; what is done with those is `alias`'s contract.
     unsafe {
