@@ -790,7 +790,7 @@ mod tests {
         Detach { function: usize },
         Cut { function: usize },
         Restore { function: usize },
-        Invalidate { domain: u16 },
+        Invalidate { domain: u16, all: bool },
         Break { smmu: usize },
     }
 
@@ -802,7 +802,7 @@ mod tests {
             6 => function.clone().prop_map(|function| Step::Detach { function }),
             3 => function.clone().prop_map(|function| Step::Cut { function }),
             3 => function.prop_map(|function| Step::Restore { function }),
-            3 => domain.prop_map(|domain| Step::Invalidate { domain }),
+            3 => (domain, any::<bool>()).prop_map(|(domain, all)| Step::Invalidate { domain, all }),
             1 => (0..FORMATS.len()).prop_map(|smmu| Step::Break { smmu }),
         ]
     }
@@ -883,9 +883,12 @@ mod tests {
                             Err(_) => guard.smmu.turn_off().unwrap(),
                         }
                     }
-                    Step::Invalidate { domain } => for (n, guard) in smmus.iter_mut().enumerate() {
+                    Step::Invalidate { domain, all } => for (n, guard) in smmus.iter_mut().enumerate() {
                         guard.smmu.forgot.clear();
-                        let told = guard.invalidate(domain, Ipa::new(0), 1);
+                        let told = match all {
+                            true => guard.invalidate_all(domain),
+                            false => guard.invalidate(domain, Ipa::new(0), 1),
+                        };
                         let holds = (0..ROUTES.len()).any(|function| {
                             has[function] == Some(domain) && ROUTES[function].iter().any(|r| r.0 == n)
                         });

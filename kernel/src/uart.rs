@@ -350,6 +350,49 @@ mod tests {
         assert_eq!(uart.backlog.capacity(), 0, "what nothing waits in");
     }
 
+    /// PL011 TRM, 3.3.9: from how many characters on there is an interrupt, by UARTIFLS.RXIFLSEL; from one on if the
+    /// FIFOs are off, which are empty whenever they are turned on or off.
+    #[test]
+    fn the_guest_says_how_full_the_fifo_is_when_it_interrupts() {
+        let mut uart = Uart::default();
+        for (level, characters) in [(0, 4), (1, 8), (2, 16), (3, 24), (4, 28)] {
+            uart.write(offset::LCR_H, LCR_H_FEN);
+            uart.write(offset::IFLS, level << 3);
+            for number in 1..=characters {
+                uart.receive(b'x');
+                let is_due = uart.read(offset::RIS) & INT_RX != 0;
+                assert_eq!(is_due, number == characters, "{level}: {number}");
+            }
+            uart.write(offset::IFLS, 4 << 3);
+            let is_due = uart.read(offset::RIS) & INT_RX != 0;
+            assert_eq!(is_due, level == 4, "{level}: there need be more now");
+            uart.write(offset::LCR_H, 0);
+            assert_eq!(uart.read(offset::FR) & FR_RXFE, FR_RXFE);
+            assert_eq!(uart.read(offset::RIS) & INT_RX, 0);
+            uart.receive(b'x');
+            assert_eq!(uart.read(offset::RIS) & INT_RX, INT_RX, "without FIFOs");
+        }
+    }
+
+    #[test]
+    fn what_nothing_depends_on_holds_what_it_has_bits_for() {
+        let mut uart = Uart::default();
+        let cases = [
+            (offset::ILPR, 0xff),
+            (offset::IBRD, 0xffff),
+            (offset::FBRD, 0x3f),
+            (offset::LCR_H, 0xff),
+            (offset::CR, 0xffff),
+            (offset::IFLS, 0x3f),
+        ];
+        for (offset, bits) in cases {
+            for value in [u32::MAX, 0] {
+                assert_eq!(uart.write(offset, value), None);
+                assert_eq!(uart.read(offset), value & bits, "{offset:#x}");
+            }
+        }
+    }
+
     #[test]
     fn it_is_a_pl011() {
         let mut uart = Uart::default();

@@ -442,3 +442,23 @@ fn what_comes_while_a_vcpu_is_not_loaded_is_there_when_it_is() {
     assert_eq!(machine.take(0), Some(8193));
     assert_eq!(machine.take(0), Some(8192));
 }
+
+/// A domain that starts again has as much memory for its tables as before, whatever its guest has mapped.
+#[test]
+fn a_reset_forgets_all_devices_and_gives_their_memory_back() {
+    let mut machine = Machine::new(1, 4);
+    let mut most = None;
+    for _ in 0..3 {
+        machine.bring_up();
+        // A table of events is made in pieces of 32: one of each.
+        let full = (0..50_000).find(|number| {
+            let (device, event) = (number >> 11, (number & 0x7ff) * 32);
+            event == 0 && !machine.command(mapd(device, 16))
+                || !machine.command(mapti(device, event, 8192 + number, 0))
+        });
+        assert!(full.is_some() && *most.get_or_insert(full) == full);
+        machine.vgic.reset();
+        machine.bring_up();
+        assert!(!machine.msi(0, 0), "nothing is mapped");
+    }
+}
