@@ -1111,16 +1111,20 @@ fn a_reset_is_verified() {
 #[rustfmt::skip]
 fn what_is_between_is_verified_too() {
     type Break = fn(&mut Node);
-    let cases: [(&str, Break, Option<ResetError>); 6] = [
+    let cases: [(&str, Break, Option<ResetError>); 10] = [
         ("nothing",         |_| {},                                        None),
         ("bus numbers",     |node| node.freeze(0x19, &[0]),                Some(ResetError::NotReady(name("03:00.0")))),
         ("last bus",        |node| node.freeze(0x1a, &[0xff]),             Some(ResetError::NotRestored(name("02:00.0")))),
         ("window",          |node| node.freeze(0x20, &[0xf0, 0xff]),       Some(ResetError::NotRestored(name("02:00.0")))),
         ("window's end",    |node| node.freeze(0x22, &[0x00, 0x00]),       Some(ResetError::NotRestored(name("02:00.0")))),
+        ("prefetchable",    |node| node.freeze(0x24, &[0xf1, 0xff]),       Some(ResetError::NotRestored(name("02:00.0")))),
+        ("its end",         |node| node.freeze(0x26, &[0xf1, 0xff]),       Some(ResetError::NotRestored(name("02:00.0")))),
+        ("its upper half",  |node| node.freeze(0x28, &[0x00; 4]),          Some(ResetError::NotRestored(name("02:00.0")))),
+        ("its end's",       |node| node.freeze(0x2c, &[0xff; 4]),          Some(ResetError::NotRestored(name("02:00.0")))),
         ("access control",  |node| node.freeze(0x106, &[0x00, 0x00]),      Some(ResetError::NotRestored(name("02:00.0")))),
     ];
     for (what, broken, expected) in cases {
-        let down = downstream().acs(0x1d).broken(broken).with(0, 0, edu());
+        let down = downstream().acs(0x1d).broken(broken).with(0, 0, edu().bar(2, 0xc, 0x10_0000));
         let port = root_port().with(0, 0, upstream().with(0, 0, down));
         let machine = Machine::new(0, vec![((1, 0), port)]);
         let found = enumerate(&machine, &host()).expect("memory");
