@@ -241,8 +241,19 @@ fn init_memory(tree: &Tree, device_tree: Run, pack: Pack) {
             image.start, image.end
         ));
     }
+    let page = |run: Run| {
+        let start = run.start.align_down(PAGE_SIZE);
+        let end = (run.start.get() + run.len).next_multiple_of(PAGE_SIZE);
+        Run {
+            start,
+            len: end - start.get(),
+        }
+    };
+    // `isthmus_early` maps up to one page more than the device tree needs, and only to be read.
+    let mut tree_pages = page(device_tree);
+    tree_pages.len += PAGE_SIZE;
     let mut taken = Vec::new();
-    for run in [whole_image, device_tree] {
+    for run in [whole_image, tree_pages] {
         add(&mut taken, run.start.get(), run.len);
     }
     add(&mut taken, pack.start, pack.len);
@@ -253,17 +264,6 @@ fn init_memory(tree: &Tree, device_tree: Run, pack: Pack) {
         let region = or_give_up!(region, "reserved memory");
         add(&mut taken, region.base, region.size);
     }
-    let page = |run: Run| {
-        let start = run.start.align_down(PAGE_SIZE);
-        let end = (run.start.get() + run.len).next_multiple_of(PAGE_SIZE);
-        Run {
-            start,
-            len: end - start.get(),
-        }
-    };
-    // `isthmus_early` maps one page more than the device tree needs.
-    let mut tree_pages = page(device_tree);
-    tree_pages.len += PAGE_SIZE;
     let mut mapped = [page(whole_image), tree_pages];
     mapped.sort_unstable_by_key(|run| run.start);
     if let Err(why) = memory::init_frames(&ram, &mapped, &taken) {

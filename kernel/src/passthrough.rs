@@ -185,21 +185,24 @@ impl AssignError {
             Self::NoPci | Self::NothingThere | Self::Claim(ClaimError::NotThere) => {
                 Status::NotFound
             }
+            Self::Build(BuildError::NoMemory)
+            | Self::Slot(BusError::NoMemory)
+            | Self::Smmu(arch::smmu::Error::OutOfMemory)
+            | Self::Vectors(
+                VectorError::TooMany | VectorError::Its(arch::its::Error::OutOfMemory),
+            )
+            | Self::NoMemory => Status::NoMemory,
             Self::Claim(ClaimError::NotUsable) | Self::Build(_) => Status::NotUsable,
             Self::Claim(ClaimError::Busy) | Self::OnItsWay | Self::Resetting => Status::Busy,
             Self::Claim(ClaimError::Taken(_)) => Status::Taken,
             Self::Claim(ClaimError::Group(..) | ClaimError::Virtual(_)) => Status::Group,
             Self::Claim(ClaimError::NoReset) => Status::NoReset,
             Self::NoIommu | Self::NotIsolated | Self::Smmu(_) => Status::NoIommu,
-            Self::Slot(BusError::NoMemory) => Status::NoMemory,
             Self::Slot(BusError::Occupied(_)) => Status::Occupied,
             Self::NoBus | Self::Slot(_) => Status::BadAddress,
             Self::Gone => Status::Gone,
             Self::Reset(_) | Self::NotQuiet(_) | Self::Kept => Status::ResetFailed,
-            Self::Vectors(VectorError::TooMany) | Self::NoMemory => Status::NoMemory,
-            Self::Vectors(VectorError::NoIts | VectorError::Its(_) | VectorError::Shared) => {
-                Status::NotUsable
-            }
+            Self::Vectors(_) => Status::NotUsable,
         }
     }
 }
