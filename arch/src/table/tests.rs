@@ -384,6 +384,26 @@ fn only_the_range_that_was_changed_is_invalidated() {
     assert!(frames.tables.is_empty());
 }
 
+/// As when a domain cannot be made half-way: it has tables on each level, and none is left.
+#[test]
+fn a_tree_that_is_given_up_leaves_no_table() {
+    let mut frames = Model::new(100);
+    let mut tree = Stage2::new(&mut frames, Format::Stage2).expect("a root");
+    for (ipa, len) in [
+        (PAGE_SIZE, PAGE_SIZE),
+        (BLOCK_2M, BLOCK_2M),
+        (BLOCK_1G, BLOCK_1G),
+        (5 * BLOCK_1G - PAGE_SIZE, 2 * PAGE_SIZE),
+    ] {
+        tree.map(&mut frames, Ipa::new(ipa), Pa::new(ipa), len, Access::RAM)
+            .expect("free");
+    }
+    assert!(frames.tables.len() > 5);
+    let stale = Cell::new(false);
+    tree.destroy(&mut frames, &Log(&stale, RefCell::new(Vec::new())));
+    assert!(frames.tables.is_empty());
+}
+
 #[test]
 #[rustfmt::skip]
 fn registers_are_the_manuals() {
