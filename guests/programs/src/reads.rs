@@ -44,8 +44,9 @@ const PORT: u32 = 0x000c_1b36;
 const BRIDGE: u32 = 0x0008_1b36;
 const STUB: u32 = 0x0009_1b36;
 
-/// Bytes of a function's config space.
+/// Bytes of a function's config space, and of a device model's those that are not zero.
 const SPACE: usize = 0x1000;
+const MODELED: usize = 0x100;
 
 const COMMAND: usize = 0x04;
 const INTERRUPT_DISABLE: u16 = 1 << 10;
@@ -82,8 +83,13 @@ fn check_traps(function: &Function, expected: bool, when: &str) -> Outcome {
 
 /// Returns a page read by accesses of one width.
 fn read(page: &Window, width: Width) -> Vec<u8> {
+    read_first(SPACE, page, width)
+}
+
+/// Returns the first so many bytes of a page.
+fn read_first(count: usize, page: &Window, width: Width) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for offset in (0..SPACE).step_by(width.bytes()) {
+    for offset in (0..count).step_by(width.bytes()) {
         let value: u64 = match width {
             Width::Byte => page.read8(offset).into(),
             Width::Half => page.read16(offset).into(),
@@ -107,14 +113,16 @@ fn sums() -> Outcome {
     let mut count = 0;
     for function in Function::all(&bridge()?) {
         let bytes = read(&function.config, Width::Word);
+        let (slot, id) = (function.requester, function.id());
+        // A device model is asked by a switch to another domain and back each time, and on a busy machine that
+        // takes some milliseconds: no more of it than its function has anything in.
+        let compared = if id == VIRTIO_BLK { MODELED } else { SPACE };
         for width in Width::ALL {
             check!(
-                read(&function.config, width) == bytes,
-                "{:02x} by {width:?}",
-                function.requester
+                read_first(compared, &function.config, width) == bytes[..compared],
+                "{slot:02x} by {width:?}",
             );
         }
-        let (slot, id) = (function.requester, function.id());
         println!("reads: {slot:02x} {id:08x} {:016x}", sum(&bytes));
         count += 1;
     }
