@@ -14,8 +14,9 @@ use crate::physical::{self, Physical, Resetting};
 use crate::sched;
 use crate::servers::{self, Leaving};
 use alloc::sync::Arc;
-use kernel::give::{self, Parts};
+use kernel::give::{self, Noise, Parts};
 use kernel::steps::Advance;
+use kernel::streams::Heard;
 use pci::{ClaimError, Method, Progress, Wish};
 use vpci::{Sbdf, Vendor};
 
@@ -269,10 +270,14 @@ impl Parts for Giving {
             .map_err(AssignError::Smmu)
     }
 
-    fn heard(&mut self) -> Result<(), AssignError> {
+    fn heard(&mut self) -> Result<(), Noise<AssignError>> {
         match self.physical.heard(self.index) {
-            0 => Ok(()),
-            times => Err(AssignError::NotQuiet(times)),
+            Heard {
+                faults: 0,
+                lost: false,
+            } => Ok(()),
+            Heard { faults: 0, .. } => Err(Noise::Unsure(AssignError::Unheard)),
+            Heard { faults, .. } => Err(Noise::Heard(AssignError::NotQuiet(faults))),
         }
     }
 

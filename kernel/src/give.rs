@@ -6,7 +6,7 @@
 //!   Claim     the function is the domain's to have       nobody's, or broken if its reset failed
 //!   Reset     it is as at power-on, disabled
 //!   Listen    what it sends is refused and counted:      refused
-//!             it sends nothing
+//!             it sends nothing, and none was lost
 //!   Model     what the guest is to see of it, and tables forgotten
 //!             for its BARs; what a reset keeps of the
 //!             last owner's is zero
@@ -25,6 +25,8 @@ use pci::milliseconds_up;
 
 /// How long a function is listened to.
 const LISTEN: Duration = Duration::from_millis(10);
+/// How often at most, if something was lost each time.
+const LISTENS: u32 = 10;
 
 /// What is done, in its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,15 @@ pub const STEPS: &[Step] = &[
     Step::Show,
 ];
 
+/// Why a function is not known to be quiet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noise<E> {
+    /// It is not.
+    Heard(E),
+    /// Some of what was sent was lost, by whomever: it can be listened to anew.
+    Unsure(E),
+}
+
 /// What carries the steps out. One that fails leaves nothing, but for `listen` and `attach`: what these
 /// leave, `detach` takes back.
 pub trait Parts {
@@ -80,8 +91,8 @@ pub trait Parts {
     fn reset(&mut self) -> Result<Advance, Self::Error>;
     /// Refuses what the function sends, and counts it.
     fn listen(&mut self) -> Result<(), Self::Error>;
-    /// Returns what was refused since, as an error if it was anything.
-    fn heard(&mut self) -> Result<(), Self::Error>;
+    /// Returns what was refused since, or since this was last unsure, as an error if it was anything.
+    fn heard(&mut self) -> Result<(), Noise<Self::Error>>;
     /// Lets the function reach nothing.
     fn detach(&mut self);
     /// Makes what the guest is to see.
@@ -114,6 +125,8 @@ struct State<P> {
     sound: bool,
     /// Until when it is listened to.
     listening: Option<Duration>,
+    /// How often it was, in vain.
+    unsure: u32,
     now: Duration,
 }
 
@@ -126,6 +139,7 @@ impl<P: Parts> Give<P> {
                 parts,
                 sound: true,
                 listening: None,
+                unsure: 0,
                 now: Duration::ZERO,
             },
         }
@@ -194,12 +208,19 @@ impl<P: Parts> State<P> {
         if !left.is_zero() {
             return Ok(Advance::Wait(milliseconds_up(left)));
         }
-        let heard = parts.heard();
-        heard.inspect_err(|_| {
-            self.sound = false;
-            parts.detach();
-        })?;
-        Ok(Advance::Done)
+        match parts.heard() {
+            Ok(()) => Ok(Advance::Done),
+            Err(Noise::Unsure(_)) if self.unsure + 1 < LISTENS => {
+                self.unsure += 1;
+                self.listening = Some(self.now.saturating_add(LISTEN));
+                Ok(Advance::Wait(milliseconds_up(LISTEN)))
+            }
+            Err(Noise::Heard(error) | Noise::Unsure(error)) => {
+                self.sound = false;
+                parts.detach();
+                Err(error)
+            }
+        }
     }
 }
 
@@ -263,6 +284,8 @@ mod tests {
         Failed(Step),
         /// Something was sent while it was listened to.
         Heard,
+        /// That was lost whenever it was listened to.
+        Unsure,
         /// The domain has stopped for good.
         Gone,
     }
@@ -273,6 +296,8 @@ mod tests {
         fails: Option<Step>,
         /// What a failing `listen` and `attach` leave half done.
         noisy: bool,
+        /// How often something is lost while it is listened to.
+        losses: u32,
         gone: bool,
         /// How often the reset has to wait.
         waits: u32,
@@ -327,9 +352,16 @@ mod tests {
             self.things.stream = Stream::Heard;
             self.step(Step::Listen)
         }
-        fn heard(&mut self) -> Result<(), Why> {
+        fn heard(&mut self) -> Result<(), Noise<Why>> {
             assert_eq!(self.things.stream, Stream::Heard);
-            if self.noisy { Err(Why::Heard) } else { Ok(()) }
+            if self.noisy {
+                return Err(Noise::Heard(Why::Heard));
+            }
+            let Some(left) = self.losses.checked_sub(1) else {
+                return Ok(());
+            };
+            self.losses = left;
+            Err(Noise::Unsure(Why::Unsure))
         }
         fn detach(&mut self) {
             self.things.stream = Stream::Refused;
@@ -390,6 +422,7 @@ mod tests {
             things: NOTHING,
             fails: None,
             noisy: false,
+            losses: 0,
             gone: false,
             waits: 2,
         }
@@ -446,6 +479,27 @@ mod tests {
         assert_eq!((end, time), (Err(Why::Heard), 110));
         let owner = Owner::Broken;
         assert_eq!(things, Things { owner, ..NOTHING });
+    }
+
+    /// Others may fill the SMMU's queue, for a while.
+    #[test]
+    fn it_is_listened_to_anew_while_something_is_lost() {
+        for (losses, end, time) in [
+            (1, Ok(()), 120),
+            (9, Ok(()), 200),
+            (10, Err(Why::Unsure), 200),
+            (u32::MAX, Err(Why::Unsure), 200),
+        ] {
+            let expected = match end {
+                Ok(()) => ALL,
+                Err(_) => Things {
+                    owner: Owner::Broken,
+                    ..NOTHING
+                },
+            };
+            let fake = Fake { losses, ..fake() };
+            assert_eq!(carry_on(fake, |_, _| {}), (end, time, expected), "{losses}");
+        }
     }
 
     /// It stops for good before the assignment, or in any of its waits: those of the reset, and the one in

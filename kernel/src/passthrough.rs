@@ -107,6 +107,8 @@ pub(crate) enum AssignError {
     Reset(ResetError),
     /// It went on to reach for memory after its reset: this many times.
     NotQuiet(u64),
+    /// Whether it did cannot be told: the SMMU lost faults for as long as it was listened to.
+    Unheard,
     /// It cannot be shown to a guest.
     Build(BuildError),
     /// The slot cannot be had.
@@ -139,6 +141,7 @@ impl fmt::Display for AssignError {
             Self::NotQuiet(times) => {
                 write!(f, "it reached for memory {times} times after its reset")
             }
+            Self::Unheard => f.write_str("the SMMU loses faults, maybe of it, after its reset"),
             Self::Build(error) => write!(f, "{error}"),
             Self::Slot(error) => write!(f, "{error}"),
             Self::Vectors(error) => write!(f, "{error}"),
@@ -201,7 +204,7 @@ impl AssignError {
             Self::Slot(BusError::Occupied(_)) => Status::Occupied,
             Self::NoBus | Self::Slot(_) => Status::BadAddress,
             Self::Gone => Status::Gone,
-            Self::Reset(_) | Self::NotQuiet(_) | Self::Kept => Status::ResetFailed,
+            Self::Reset(_) | Self::NotQuiet(_) | Self::Unheard | Self::Kept => Status::ResetFailed,
             Self::Vectors(_) => Status::NotUsable,
         }
     }

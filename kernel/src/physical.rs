@@ -21,7 +21,7 @@ use core::fmt;
 use core::ops::Range;
 use dt::{Node, Tree};
 use kernel::pace::Pace;
-use kernel::streams::{Fault, Guard, Holder, Second, Translation, Trees};
+use kernel::streams::{Fault, Guard, Heard, Holder, Second, Translation, Trees};
 use kernel::{fallible, layout};
 use pci::{
     ConfigSpace, Groups, Header, Hierarchy, HostBridge, Owners, Progress, Reset, ResetError,
@@ -621,16 +621,20 @@ impl Physical {
         Ok(())
     }
 
-    /// Returns what a function has tried since `listen`.
-    pub(crate) fn heard(&self, index: usize) -> u64 {
-        let streams = self.streams(index).flatten();
-        let heard = streams.map(|(iommu, stream)| {
+    /// Returns what a function has tried since `listen`, or since this was last asked and something lost.
+    pub(crate) fn heard(&self, index: usize) -> Heard {
+        let mut all = Heard::default();
+        for (iommu, stream) in self.streams(index).flatten() {
             // Others may have made so many events that some are still unread.
             iommu.state.lock().resume_at = None;
             self.report_some(iommu, smmu::EVENTS);
-            iommu.state.lock().guard.streams().heard(stream)
-        });
-        heard.sum()
+            let mut state = iommu.state.lock();
+            let heard = state.guard.heard(stream);
+            all.faults = all.faults.saturating_add(heard.faults);
+            // Still: they make more, or another pCPU has read some and paused.
+            all.lost |= heard.lost || state.resume_at.is_some();
+        }
+        all
     }
 
     /// Lets a function reach a domain's memory. It may make so many faults in a second. On an error
@@ -1127,14 +1131,15 @@ impl IommuState {
                 return Drained::Failed;
             }
         }
+        let drained = self.read_events(budget, now, frequency);
+        let lost = errors.is_some_and(|errors| errors.events_lost());
+        self.tell_losses(name, lost, now, frequency);
+        drained
+    }
+
+    fn read_events(&mut self, budget: &mut usize, now: u64, frequency: u64) -> Drained {
         while *budget > 0 {
             let Some(event) = self.guard.smmu.0.next_event() else {
-                self.tell_losses(
-                    name,
-                    errors.is_some_and(|e| e.events_lost()),
-                    now,
-                    frequency,
-                );
                 return Drained::Quiet;
             };
             *budget -= 1;
@@ -1150,22 +1155,20 @@ impl IommuState {
                 return Drained::Storm { stream, allowed };
             }
         }
-        self.tell_losses(
-            name,
-            errors.is_some_and(|e| e.events_lost()),
-            now,
-            frequency,
-        );
         Drained::More
     }
 
     /// Says that there are faults of which nothing else is said.
     fn tell_losses(&mut self, name: &str, lost: bool, now: u64, frequency: u64) {
         let overflows = self.guard.smmu.0.overflows();
-        if (lost || overflows != self.overflows) && self.losses.count(now, frequency).now == 1 {
-            warning!("{name}: faults came faster than they are read: some are not reported");
+        if !lost && overflows == self.overflows {
+            return;
         }
         self.overflows = overflows;
+        self.guard.lose();
+        if self.losses.count(now, frequency).now == 1 {
+            warning!("{name}: faults came faster than they are read: some are not reported");
+        }
     }
 }
 

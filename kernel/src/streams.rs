@@ -61,6 +61,17 @@ struct Stream {
     cut: bool,
     /// It is refused with a fault each time, since nobody uses it yet.
     listening: bool,
+    /// Faults were lost since, maybe of this stream.
+    lost: bool,
+}
+
+/// What there was of a function, or a stream, while it was listened to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Faults of it.
+    pub faults: u64,
+    /// There may have been more, which were lost.
+    pub lost: bool,
 }
 
 /// Something that happens again and again, counted by the second.
@@ -240,16 +251,28 @@ impl Streams {
         })
     }
 
-    /// Returns how many faults a stream has made while it was only listened to.
-    pub fn heard(&self, id: u32) -> u64 {
-        let listening = self.get(id).filter(|stream| stream.listening);
-        listening.map_or(0, |stream| stream.faults)
+    /// Returns what there was of a stream while it was only listened to. What was lost before this does not
+    /// count the next time.
+    fn heard(&mut self, id: u32) -> Heard {
+        let listening = self.get_mut(id).filter(|stream| stream.listening);
+        listening.map_or_else(Heard::default, |stream| Heard {
+            faults: stream.faults,
+            lost: core::mem::take(&mut stream.lost),
+        })
+    }
+
+    /// Notes that faults were lost, of whichever streams: none that is listened to is known to be quiet.
+    fn lose(&mut self) {
+        for stream in &mut self.streams {
+            stream.lost = stream.listening;
+        }
     }
 
     /// Notes that a stream is listened to, or no longer; its faults count anew.
     fn set_listening(&mut self, id: u32, listening: bool) {
         if let Some(stream) = self.get_mut(id) {
             stream.listening = listening;
+            stream.lost = false;
             stream.faults = 0;
             stream.second = Second::default();
         }
@@ -287,6 +310,7 @@ impl Stream {
             second: Second::default(),
             cut: false,
             listening: false,
+            lost: false,
         })
     }
 }
@@ -354,6 +378,17 @@ impl<T: Translation> Guard<T> {
     /// Counts a fault of a stream; `None` if nobody has it.
     pub fn fault(&mut self, stream: u32, now: u64, frequency: u64) -> Option<Fault<'_>> {
         self.streams.fault(stream, now, frequency)
+    }
+
+    /// Notes that the SMMU lost faults, of whichever streams.
+    pub fn lose(&mut self) {
+        self.streams.lose();
+    }
+
+    /// Returns what a stream has tried since `listen`, if nobody uses it. What was lost before this does not
+    /// count the next time.
+    pub fn heard(&mut self, stream: u32) -> Heard {
+        self.streams.heard(stream)
     }
 
     /// Has a function be heard that is to get a stream: what it tries is refused, and counted. A stream that
@@ -720,13 +755,17 @@ mod tests {
             domain: "d",
             allowed: 10,
         };
-        let heard = |guard: &Guard<Fake>| guard.streams().heard(8);
+        let heard = |guard: &mut Guard<Fake>| {
+            let Heard { faults, lost } = guard.heard(8);
+            assert!(!lost);
+            faults
+        };
         guard.listen(8, space.id, holder(0)).unwrap();
         assert!(guard.smmu.table.is_empty());
-        assert_eq!(heard(&guard), 0);
+        assert_eq!(heard(&mut guard), 0);
         guard.fault(8, 0, 100).unwrap();
         guard.fault(8, 0, 100).unwrap();
-        assert_eq!(heard(&guard), 2);
+        assert_eq!(heard(&mut guard), 2);
         // Another one of the domain's, by the same stream, which whoever is first attaches for both.
         guard.listen(8, space.id, holder(1)).unwrap();
         guard.attach(8, &space, holder(1)).unwrap();
@@ -734,9 +773,9 @@ mod tests {
         assert_eq!(guard.smmu.table.get(&8), Some(&(space, true)));
         // A stream in use has faults of its own.
         guard.fault(8, 0, 100).unwrap();
-        assert_eq!(heard(&guard), 0);
+        assert_eq!(heard(&mut guard), 0);
         guard.listen(8, space.id, holder(2)).unwrap();
-        assert_eq!(heard(&guard), 0);
+        assert_eq!(heard(&mut guard), 0);
         for index in 0..3 {
             guard.detach(8, function(index)).unwrap();
         }
@@ -748,6 +787,52 @@ mod tests {
             Err(Error::Attached(8)),
             "another space"
         );
+    }
+
+    /// Whoever fills the event queue meanwhile, faults of the stream may be among those that did not fit.
+    #[test]
+    fn who_is_listened_to_while_faults_are_lost_is_not_known_to_be_quiet() {
+        let [mut guard, ..] = machine();
+        let space = space(1, Format::Stage2);
+        let holder = |index| Holder {
+            function: function(index),
+            domain: "d",
+            allowed: 10,
+        };
+        let quiet = Heard::default();
+        let unsure = Heard {
+            lost: true,
+            ..quiet
+        };
+        // What was lost before says nothing.
+        guard.attach(9, &space, holder(1)).unwrap();
+        guard.lose();
+        guard.listen(8, space.id, holder(0)).unwrap();
+        assert_eq!(guard.heard(8), quiet);
+        guard.lose();
+        assert_eq!(guard.heard(8), unsure);
+        assert_eq!(guard.heard(8), quiet, "it is listened to anew");
+        guard.fault(8, 0, 100).unwrap();
+        guard.lose();
+        assert_eq!(
+            guard.heard(8),
+            Heard {
+                faults: 1,
+                lost: true
+            }
+        );
+        // One in use is not listened to; nor is one that nobody has.
+        guard.lose();
+        for stream in [9, 10] {
+            assert_eq!(guard.heard(stream), quiet);
+        }
+        guard.attach(8, &space, holder(0)).unwrap();
+        guard.lose();
+        assert_eq!(guard.heard(8), quiet);
+        // It is left behind by nobody.
+        guard.detach(8, function(0)).unwrap();
+        guard.listen(8, space.id, holder(2)).unwrap();
+        assert_eq!(guard.heard(8), quiet);
     }
 
     /// It has been reset, and made no storm; whoever did masters the bus no more.
