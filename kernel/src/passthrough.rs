@@ -9,7 +9,6 @@ use alloc::vec::Vec;
 use arch::address::{Ipa, Pa};
 use arch::asm;
 use arch::mmio::{Bus as _, Foreign};
-use arch::table::Access;
 use core::fmt;
 use kernel::intx::{self, Wiring};
 use kernel::tables::{self, Reserve};
@@ -707,8 +706,6 @@ impl Assigned {
         bar: BarIndex,
         range: BusRange,
     ) {
-        let info = self.model.bars().find(|info| info.index == bar);
-        let access = info.map_or(Access::REGISTERS, tables::access);
         let mut stage2 = domain.stage2.lock();
         let Some(stage2) = stage2.as_mut() else {
             return;
@@ -718,6 +715,7 @@ impl Assigned {
             let pa = Pa::new(pages.host);
             let mut frames = TableFrames::for_pcpus();
             let lent = &mut tables.lend(&mut frames);
+            let access = tables::access(pages);
             if let Err(error) = stage2.map(lent, ipa, pa, pages.size, access) {
                 // Not for want of tables: it is beyond what they can lead to. What is not mapped reads
                 // ones; the guest's driver finds a device that is gone.

@@ -6,7 +6,7 @@
 
 use arch::address::{BLOCK_1G, BLOCK_2M, Pa};
 use arch::table::{Access, Frames};
-use vpci::{BarInfo, Pages};
+use vpci::Pages;
 
 /// There are not enough frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,11 +132,12 @@ pub fn needed(pages: impl Iterator<Item = Pages> + Clone) -> u64 {
     of_level(BLOCK_1G) + of_level(BLOCK_2M)
 }
 
-/// Returns how a BAR is mapped: what is said to be prefetchable a guest may take for Normal memory, if it
-/// wants. See `kernel/docs/isolation.md`.
+/// Returns how pages of a BAR are mapped: what is said to be prefetchable a guest may take for Normal
+/// memory, if it wants. See `kernel/docs/isolation.md`.
+#[inline]
 #[must_use]
-pub const fn access(bar: BarInfo) -> Access {
-    if bar.prefetchable {
+pub const fn access(pages: Pages) -> Access {
+    if pages.prefetchable {
         Access::PREFETCHABLE
     } else {
         Access::REGISTERS
@@ -218,6 +219,7 @@ mod tests {
                 offset,
                 host: host + offset,
                 size: end.saturating_sub(offset),
+                prefetchable: false,
             });
             let parts = parts.into_iter().filter(|pages| pages.size != 0);
             Self {
@@ -284,14 +286,13 @@ mod tests {
 
     #[test]
     fn only_prefetchable_memory_may_be_normal_memory() {
-        let bar = |prefetchable| BarInfo {
-            index: vpci::BarIndex::new(0).unwrap(),
-            kind: vpci::BarKind::Memory64,
-            prefetchable,
-            size: MIB,
+        let pages = |prefetchable| Pages {
+            offset: 0,
             host: MIB,
+            size: MIB,
+            prefetchable,
         };
-        let [plain, prefetchable] = [false, true].map(|set| access(bar(set)).memory);
+        let [plain, prefetchable] = [false, true].map(|set| access(pages(set)).memory);
         assert_eq!((plain, prefetchable), (Memory::Device, Memory::Uncached));
     }
 

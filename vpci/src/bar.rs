@@ -172,6 +172,8 @@ pub struct Pages {
     pub host: u64,
     /// Their length in bytes.
     pub size: u64,
+    /// Whether the BAR is prefetchable.
+    pub prefetchable: bool,
 }
 
 #[cfg(test)]

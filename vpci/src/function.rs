@@ -659,6 +659,7 @@ impl<P: PhysicalConfig> Function<P> {
     pub fn pages(&self, bar: BarIndex) -> impl Iterator<Item = Pages> + Clone + use<P> {
         let info = self.bar(bar).filter(BarInfo::is_mappable);
         let (host, size) = info.map_or((0, 0), |info| (info.host, info.size));
+        let prefetchable = info.is_some_and(|info| info.prefetchable);
         let layout = self.msix.as_ref().map(|msix| msix.layout);
         let holes = layout.map_or([(0, 0); 2], |layout| {
             [layout.table, layout.pending].map(|place| hole(&place, bar))
@@ -676,7 +677,12 @@ impl<P: PhysicalConfig> Function<P> {
             let end = starts.filter(|&start| start > at).fold(size, u64::min);
             let (offset, host, size) = (at, host.checked_add(at)?, end - at);
             at = end;
-            Some(Pages { offset, host, size })
+            Some(Pages {
+                offset,
+                host,
+                size,
+                prefetchable,
+            })
         })
     }
 
