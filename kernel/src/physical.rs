@@ -1046,6 +1046,7 @@ impl Resetting {
 impl Drop for Resetting {
     fn drop(&mut self) {
         if let Some(physical) = get() {
+            self.reset.give_up(&physical.config);
             let mut owners = physical.owners.lock();
             owners.end_reset(&physical.found, &self.reset, self.done);
         }

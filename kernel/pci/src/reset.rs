@@ -259,6 +259,14 @@ impl Reset {
         Ok(())
     }
 
+    /// Ends the reset where it is: a bus that it holds comes out of it, maybe too early, so that what is below
+    /// has not been reset, but can be the next time.
+    pub fn give_up<C: ConfigSpace + ?Sized>(&self, config: &C) {
+        if let (Stage::Held, Method::SecondaryBus(above)) = (self.stage, self.method) {
+            release_bus(config, above);
+        }
+    }
+
     /// Returns the position of the function that it is for.
     pub fn index(&self) -> usize {
         self.index
@@ -341,9 +349,7 @@ impl Reset {
         self.stage = self.first_ready();
         Ok(Progress::Wait(match self.method {
             Method::SecondaryBus(sbdf) => {
-                let above = Function::new(config, sbdf);
-                let control = above.read16(bridge::CONTROL);
-                above.write16(bridge::CONTROL, control & !bridge::CONTROL_RESET);
+                release_bus(config, sbdf);
                 let port = found.find(sbdf);
                 match port.and_then(Device::port) {
                     Some(PortKind::RootPort | PortKind::DownstreamPort)
@@ -472,6 +478,12 @@ impl Reset {
 /// Returns how many whole milliseconds a time takes at most.
 pub fn milliseconds_up(time: Duration) -> u32 {
     u32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX)
+}
+
+fn release_bus<C: ConfigSpace + ?Sized>(config: &C, above: Sbdf) {
+    let above = Function::new(config, above);
+    let control = above.read16(bridge::CONTROL);
+    above.write16(bridge::CONTROL, control & !bridge::CONTROL_RESET);
 }
 
 /// Returns where a port's PCI Express capability is, if it tells whether the link is up.

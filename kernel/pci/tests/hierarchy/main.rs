@@ -1035,6 +1035,35 @@ fn a_reset_that_is_looked_at_too_early_waits() {
     }
 }
 
+/// Whoever carries it on may stop in the middle: nothing stays in reset, and nothing else is touched.
+#[test]
+fn a_reset_that_is_given_up_leaves_no_bus_in_reset() {
+    let bus = Node::bridge(1, 1).with(1, 0, edu());
+    let machine = Machine::new(0, vec![((1, 0), bus)]);
+    let found = enumerate(&machine, &host()).expect("memory");
+    let index = found.position(name("01:01.0")).expect("found");
+    let method = found.reset_method(index, |_| true).expect("a reset");
+    let control = || machine.at(name("00:01.0"), |node| node.space[0x3e] & 0x40);
+    for (steps, held) in [(0, 0), (1, 0x40), (2, 0), (3, 0)] {
+        let mut reset = found.reset(index, method);
+        for _ in 0..steps {
+            if let Ok(Progress::Wait(milliseconds)) = reset.step(&machine, &found, time()) {
+                wait(milliseconds);
+            }
+        }
+        assert_eq!(control(), Some(held), "{steps}");
+        let accesses = machine.accesses.get();
+        reset.give_up(&machine);
+        assert_eq!(control(), Some(0), "{steps}");
+        let touched = machine.accesses.get() - accesses;
+        assert_eq!(touched != 0, held != 0, "{steps}");
+        // The next one finds it in time.
+        wait(1017);
+        let again = found.reset(index, method).run(&machine, &found, wait);
+        assert_eq!(again, Ok(()), "{steps}");
+    }
+}
+
 #[test]
 fn a_function_that_stays_away_is_reported() {
     let machine = Machine::new(0, vec![((1, 0), nvme().slow(u32::MAX))]);
