@@ -448,14 +448,18 @@ impl Bus {
     #[cold]
     fn reset_bus(&mut self, domain: &Domain, bus: u8) -> Vec<Resetting> {
         self.change_port(domain, bus);
-        self.start_resets(domain, |slot| slot.bus() == bus)
+        self.start_resets(domain, Vec::new(), |slot| slot.bus() == bus)
     }
 
     /// Puts the functions at the slots that `which` tells into the state of power-on: returns the resets
-    /// that this takes. Those that are reset with another one have none of their own; nor have those that are
-    /// to be taken back, which are reset then.
-    fn start_resets(&mut self, domain: &Domain, which: impl Fn(Sbdf) -> bool) -> Vec<Resetting> {
-        let mut resets: Vec<Resetting> = Vec::new();
+    /// that this takes, with those of them that have begun already. Those that are reset with another one have
+    /// none of their own; nor have those that are to be taken back, which are reset then.
+    fn start_resets(
+        &mut self,
+        domain: &Domain,
+        mut resets: Vec<Resetting>,
+        which: impl Fn(Sbdf) -> bool,
+    ) -> Vec<Resetting> {
         for id in 0..self.functions.len() {
             let Some(Some(assigned)) = self.functions.get_mut(id) else {
                 continue;
@@ -476,8 +480,8 @@ impl Bus {
             if resets.iter().any(|reset| reset.covers(index)) {
                 continue;
             }
-            if let Some(reset) = assigned.start_reset(domain, &which) {
-                resets.retain(|other| !reset.covers(other.index()));
+            if let Some(reset) = assigned.start_reset(domain, &resets, &which) {
+                resets.retain_mut(|other| !reset.replaces(other));
                 if resets.try_reserve(1).is_ok() {
                     resets.push(reset);
                 } else {
@@ -515,7 +519,7 @@ impl Bus {
                     }
                 }
                 // Others of the domain's are in use.
-                Effect::Reset => reset = assigned.start_reset(domain, |_| false),
+                Effect::Reset => reset = assigned.start_reset(domain, &[], |_| false),
                 other => assigned.act(domain, other),
             }
         }
@@ -678,8 +682,8 @@ impl Bus {
     }
 
     /// Puts all functions into the state of power-on for a domain that starts again: returns the
-    /// resets that this takes.
-    pub(crate) fn reset(&mut self, domain: &Domain) -> Vec<Resetting> {
+    /// resets that this takes, with those that its guest has begun.
+    pub(crate) fn reset(&mut self, domain: &Domain, begun: Vec<Resetting>) -> Vec<Resetting> {
         self.bridge.reset();
         self.bus.reset_ports();
         let mut after = None;
@@ -687,7 +691,7 @@ impl Bus {
             self.change_port(domain, bus);
             after = Some(bus);
         }
-        self.start_resets(domain, |_| true)
+        self.start_resets(domain, begun, |_| true)
     }
 
     /// Makes functions usable again after their reset, which disables them.

@@ -10,6 +10,7 @@
 
 use crate::domain::{self, Domain, MakeError, Payload};
 use crate::mmio::{self, Pending};
+use crate::physical::Resetting;
 use crate::vcpu::{Activity, Run, State, VcpuRef, request};
 use crate::{bus, control, exit, machine, panic, pcpu, sched, terminal};
 use alloc::sync::Arc;
@@ -170,16 +171,18 @@ fn stopped(domain: &Domain, then: Then) {
         info!("domain {} resets", domain.name());
         domain.clean_all_again();
     }
-    end_waits(&domain);
-    let resets = domain.pci.as_ref().map(|bus| bus.lock().reset(&domain));
+    let begun = end_waits(&domain);
+    let bus = domain.pci.as_ref();
+    let resets = bus.map(|bus| bus.lock().reset(&domain, begun));
     *domain.resets.lock() = (resets.unwrap_or_default(), then);
     go_on(&domain);
 }
 
-/// Gives up what vCPUs of a stopped domain have waited for. Resets end: its devices are all reset anew, each by
-/// one reset at a time, and with what the old one has reserved. Answers of device models are nobody's, and stay
-/// in the way of no other instance of those.
-fn end_waits(domain: &Arc<Domain>) {
+/// Gives up what vCPUs of a stopped domain have waited for. Resets are returned: they go on, so that nobody gets
+/// what they have reserved in the middle. Answers of device models are nobody's, and stay in the way of no
+/// other instance of those.
+fn end_waits(domain: &Arc<Domain>) -> Vec<Resetting> {
+    let mut begun = Vec::new();
     for index in 0..domain.vcpus.len() {
         let vcpu = domain.reference(index);
         let run = vcpu.get().run.lock();
@@ -189,8 +192,16 @@ fn end_waits(domain: &Arc<Domain>) {
         // Without memory it is tried again when the vCPU starts.
         let _ = state.forget_asked();
         drop(run);
-        drop(reset);
+        let Some(Pending::Reset(_, _, mut resets)) = reset else {
+            continue;
+        };
+        if begun.try_reserve(resets.len()).is_ok() {
+            begun.append(&mut resets);
+        } else {
+            error!("domain {}: no memory to go on with a reset", domain.name());
+        }
     }
+    begun
 }
 
 /// Goes on with a domain that has stopped: its devices first, whose reset takes a while.

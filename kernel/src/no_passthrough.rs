@@ -159,6 +159,7 @@ impl Assigned {
     pub(crate) fn start_reset(
         &mut self,
         _domain: &Domain,
+        _begun: &[Resetting],
         _along: impl Fn(Sbdf) -> bool,
     ) -> Option<Resetting> {
         match *self {}

@@ -531,19 +531,22 @@ impl Assigned {
     }
 
     /// Starts the reset of the device, if it has one, together with others that the domain has at the
-    /// slots that `along` tells. It is left alone until `enable`.
+    /// slots that `along` tells; of the domain's resets in `begun` it replaces those that it covers. It is
+    /// left alone until `enable`.
     pub(crate) fn start_reset(
         &mut self,
         domain: &Domain,
+        begun: &[Resetting],
         along: impl Fn(Sbdf) -> bool,
     ) -> Option<Resetting> {
         let physical = physical::get()?;
         let found = &physical.found;
+        let own = |index| begun.iter().any(|reset| reset.reserves(index));
         let along = |owner, slot| owner == domain.id && along(slot);
         let method = physical
             .owners
             .lock()
-            .begin_reset(found, self.index, along)?;
+            .begin_reset(found, self.index, own, along)?;
         let reset = Resetting::new(found.reset(self.index, method));
         self.stop(domain);
         Some(reset)

@@ -1013,12 +1013,18 @@ impl Invalidate for Unseen {
 pub(crate) struct Resetting {
     reset: Reset,
     done: bool,
+    /// Another one does what this one would, and has what is reserved for it.
+    replaced: bool,
 }
 
 impl Resetting {
     /// Starts a reset for which `Owners` has reserved what goes along.
     pub(crate) fn new(reset: Reset) -> Self {
-        Self { reset, done: false }
+        Self {
+            reset,
+            done: false,
+            replaced: false,
+        }
     }
 
     /// Takes the next step, if its time has come.
@@ -1032,9 +1038,15 @@ impl Resetting {
         Ok(progress)
     }
 
-    /// Returns the position of the function that it is for.
-    pub(crate) fn index(&self) -> usize {
-        self.reset.index()
+    /// Returns whether this one does what another one would: that may go then.
+    pub(crate) fn replaces(&self, other: &mut Self) -> bool {
+        other.replaced |= self.reset.covers(other.reset.index());
+        other.replaced
+    }
+
+    /// Returns whether it has reserved the function at this position, if nobody has that.
+    pub(crate) fn reserves(&self, index: usize) -> bool {
+        get().is_some_and(|physical| self.reset.reserves(&physical.found, index))
     }
 
     /// Returns whether the function at this position is reset, too.
@@ -1045,7 +1057,9 @@ impl Resetting {
 
 impl Drop for Resetting {
     fn drop(&mut self) {
-        if let Some(physical) = get() {
+        if let Some(physical) = get()
+            && !self.replaced
+        {
             self.reset.give_up(&physical.config);
             let mut owners = physical.owners.lock();
             owners.end_reset(&physical.found, &self.reset, self.done);

@@ -222,17 +222,23 @@ impl Owners {
     }
 
     /// Reserves what has to be reset along with a function that a domain has and keeps. Others that a
-    /// domain has may be reset too if `along` says so of that and their slot. Returns how.
+    /// domain has may be reset too if `along` says so of that and their slot; and so may what the caller has
+    /// reserved already for resets that this one replaces if it covers them, as `own` tells. Returns how.
     pub fn begin_reset(
         &mut self,
         found: &Hierarchy,
         index: usize,
+        own: impl Fn(usize) -> bool,
         along: impl Fn(u32, Sbdf) -> bool,
     ) -> Option<Method> {
         if self.given(found, index).is_some() {
             return None;
         }
-        let method = found.reset_method(index, |other| self.together(found, index, other, &along));
+        let method = found.reset_method(index, |other| {
+            let position = found.position(other);
+            position.is_some_and(|position| self.of(position) == Owner::Resetting && own(position))
+                || self.together(found, index, other, &along)
+        });
         self.mark(found, index, method);
         method
     }
@@ -336,6 +342,13 @@ impl Owners {
                 self.set(index, Owner::Resetting);
             }
         }
+    }
+}
+
+impl Reset {
+    /// Returns whether the function at this position is reserved for the reset, if nobody has it.
+    pub fn reserves(&self, found: &Hierarchy, index: usize) -> bool {
+        affected(found, self).any(|other| other == index)
     }
 }
 

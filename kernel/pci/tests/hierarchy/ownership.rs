@@ -1,8 +1,10 @@
 //! Who may have what: groups, and resets that take others along.
 
-use super::simulation::{Machine, Node, wait};
+use super::simulation::{Machine, Node, time, wait};
 use super::{downstream, edu, enumerate, host, name, nvme, root_port, upstream};
-use pci::{ClaimError, Groups, Hierarchy, Method, Owner, Owners, Reason, ResetError, Wish};
+use pci::{
+    ClaimError, Groups, Hierarchy, Method, Owner, Owners, Progress, Reason, Reset, ResetError, Wish,
+};
 use vpci::Sbdf;
 
 /// ```text
@@ -57,7 +59,10 @@ fn wish(domain: u32) -> Wish {
 
 impl Table {
     fn new() -> Self {
-        let machine = machine();
+        Self::of_machine(machine())
+    }
+
+    fn of_machine(machine: Machine) -> Self {
         let found = enumerate(&machine, &host()).expect("memory");
         let groups = Groups::find(&found, |_| None).expect("memory");
         let owners = Owners::new(&found).expect("memory");
@@ -99,6 +104,18 @@ impl Table {
         let result = reset.clone().run(&self.machine, &self.found, wait);
         assert_eq!(result, expected);
         self.owners.end_reset(&self.found, &reset, result.is_ok());
+    }
+
+    /// Begins the reset of a function that a domain keeps, which has begun these already.
+    fn begin_reset(
+        &mut self,
+        index: usize,
+        begun: &[&Reset],
+        along: impl Fn(u32, Sbdf) -> bool,
+    ) -> Option<Method> {
+        let Self { found, owners, .. } = self;
+        let own = |index| begun.iter().any(|reset| reset.reserves(found, index));
+        owners.begin_reset(found, index, own, along)
     }
 
     fn of(&self, host: &str) -> Owner {
@@ -269,15 +286,10 @@ fn a_bus_is_reset_at_boot_and_with_its_domain() {
     assert_eq!(table.give("01:02.0", &at_boot), bus);
     let [one, other] = ["01:01.0", "01:02.0"].map(|host| table.index(host));
     // A guest that resets one keeps using the other.
-    assert_eq!(
-        table.owners.begin_reset(&table.found, one, |_, _| false),
-        None
-    );
+    assert_eq!(table.begin_reset(one, &[], |_, _| false), None);
     let elsewhere = |_, slot| slot == name("00:06.0");
-    assert_eq!(table.owners.begin_reset(&table.found, one, elsewhere), None);
-    let method = table
-        .owners
-        .begin_reset(&table.found, one, |domain, _| domain == 1);
+    assert_eq!(table.begin_reset(one, &[], elsewhere), None);
+    let method = table.begin_reset(one, &[], |domain, _| domain == 1);
     assert_eq!(method, bus);
     let reset = table.found.reset(one, on_bus);
     assert!(reset.covers(other));
@@ -303,7 +315,7 @@ fn what_a_domain_keeps_is_sound_once_its_reset_has_not_failed() {
         table.give(host, &at_boot);
         table.index(host)
     });
-    let method = table.owners.begin_reset(&table.found, one, |_, _| true);
+    let method = table.begin_reset(one, &[], |_, _| true);
     let reset = table.found.reset(one, method.expect("the bus"));
     for sound in [false, true, false] {
         table.owners.end_reset(&table.found, &reset, sound);
@@ -331,4 +343,56 @@ fn a_reset_that_fails_leaves_what_it_took_along_broken() {
     assert_eq!(table.of("02:00.1"), Owner::Broken);
     // They stand apart: the other one may be tried, with the same reset.
     assert!(table.claim("02:00.1", &wish(2)).is_ok());
+}
+
+/// A domain has a function on a bus, and one on a bus below that, beside one that nobody has. The latter bus
+/// may come first, and may be in reset already since a guest asked for it.
+#[test]
+fn the_reset_of_a_bus_takes_over_that_of_a_bus_below_it() {
+    let bus = || Node::bridge(1, 1).with(1, 0, edu());
+    let outer = bus().with(2, 0, bus().with(2, 0, edu()));
+    let mut table = Table::of_machine(Machine::new(0, vec![((2, 0), outer)]));
+    let at_boot = Wish {
+        at_boot: true,
+        ..wish(1)
+    };
+    let [outer, inner] = ["01:01.0", "02:01.0"].map(|host| {
+        table.give(host, &at_boot);
+        table.index(host)
+    });
+    let all = |domain, _| domain == 1;
+    for steps in 0..3 {
+        let method = table.begin_reset(inner, &[], all);
+        assert_eq!(method, Some(Method::SecondaryBus(name("01:02.0"))));
+        let mut below = table.found.reset(inner, method.expect("the bus"));
+        assert_eq!(table.of("02:02.0"), Owner::Resetting);
+        for _ in 0..steps {
+            let progress = below.step(&table.machine, &table.found, time());
+            let Ok(Progress::Wait(milliseconds)) = progress else {
+                panic!("{progress:?}");
+            };
+            wait(milliseconds);
+        }
+        let without = Wish {
+            allow_no_reset: true,
+            ..wish(2)
+        };
+        assert_eq!(table.claim("02:02.0", &without), Err(ClaimError::Busy));
+        assert_eq!(table.begin_reset(outer, &[], all), None, "it is another's");
+        let method = table.begin_reset(outer, &[&below], all);
+        assert_eq!(
+            method,
+            Some(Method::SecondaryBus(name("00:02.0"))),
+            "{steps}"
+        );
+        assert_eq!(table.claim("02:02.0", &without), Err(ClaimError::Busy));
+        table.end(outer, method, Ok(()));
+        assert_eq!(table.of("02:02.0"), Owner::Nobody, "{steps}");
+        for bridge in ["00:02.0", "01:02.0"] {
+            let held = table
+                .machine
+                .at(name(bridge), |node| node.space[0x3e] & 0x40);
+            assert_eq!(held, Some(0), "{bridge} after {steps}");
+        }
+    }
 }

@@ -482,7 +482,7 @@ fn a_physical_function_is_not_reset_while_somebody_has_a_virtual_one() {
     assert_eq!(
         table
             .owners
-            .begin_reset(&table.found, physical, |_, _| true),
+            .begin_reset(&table.found, physical, |_| false, |_, _| true),
         None
     );
     // The other virtual function comes and goes meanwhile.
@@ -512,7 +512,7 @@ fn virtual_functions_wait_for_the_reset_of_their_physical_one() {
     // So they do when its domain starts again.
     let method = table
         .owners
-        .begin_reset(&table.found, physical, |_, _| false);
+        .begin_reset(&table.found, physical, |_| false, |_, _| false);
     assert!(method.is_some());
     assert_eq!(table.claim("01:10.2", 2), Err(ClaimError::Busy));
     table.reset("01:00.0");
