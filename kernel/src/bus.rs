@@ -528,13 +528,13 @@ impl Bus {
 
     /// Maps BARs whose ranges have become free.
     fn map_ready(&mut self, domain: &Domain) {
-        while let Some((range, decoder)) = self.bus.memory.next_ready() {
+        self.bus.memory.grant_ready(|range, decoder| {
             if let Decoder::Bar { function, bar } = decoder
                 && let Some(Some(assigned)) = self.functions.get_mut(function)
             {
                 assigned.map(domain, &mut self.tables, bar, range);
             }
-        }
+        });
     }
 
     /// Checks that a function can be put at a slot.

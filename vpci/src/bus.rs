@@ -642,6 +642,14 @@ mod tests {
         bus.write_port(below, access, value)
     }
 
+    /// Has the claims that are ready granted, and returns them.
+    fn ready(bus: &mut Bus<u8>) -> Vec<(BusRange, Decoder<u8>)> {
+        let mut all = Vec::new();
+        bus.memory
+            .grant_ready(|range, decoder| all.push((range, decoder)));
+        all
+    }
+
     #[test]
     fn a_function_answers_where_it_was_put() {
         let mut bus = Bus::new(0, 0, 255).unwrap();
@@ -907,7 +915,7 @@ mod tests {
         );
         let wanted = |sbdf| move |who| who == decoder(sbdf);
         assert!(bus.unclaim(bar.start(), wanted(beside)));
-        assert_eq!(bus.memory.next_ready(), Some((bar, decoder(below))));
+        assert_eq!(ready(&mut bus), [(bar, decoder(below))]);
         assert_eq!(found(&bus, 0x1010_0fff), Some(decoder(below)));
         let second = range(0x101f_f000, 0x1000);
         bus.claim(second, name(below), decoder(below)).unwrap();
@@ -916,7 +924,7 @@ mod tests {
         bus.update_claims(1);
         let _ = write(&mut bus, 1, 0x20, 4, 0x1000_1010);
         bus.update_claims(1);
-        assert_eq!(bus.memory.next_ready(), None);
+        assert_eq!(ready(&mut bus), []);
         assert_eq!(found(&bus, 0x1010_0000), None);
         assert!(!bus.unclaim(BusAddress::new(0x1010_0800), wanted(below)));
         assert!(bus.unclaim(bar.start(), wanted(below)));
@@ -954,13 +962,13 @@ mod tests {
         let is = |sbdf| move |who| who == decoder(sbdf);
         assert!(!bus.unclaim(second.start(), is(one)), "another's");
         assert!(bus.unclaim(first.start(), is(one)));
-        assert_eq!(bus.memory.next_ready(), Some((second, decoder(other))));
+        assert_eq!(ready(&mut bus), [(second, decoder(other))]);
         assert_eq!(found(&bus, 0x1000_1000), Some(decoder(other)));
         // One that is given up while it waits never comes.
         bus.claim(first, name(one), decoder(one)).unwrap();
         assert!(bus.unclaim(first.start(), is(one)));
         assert!(bus.unclaim(second.start(), is(other)));
-        assert_eq!(bus.memory.next_ready(), None);
+        assert_eq!(ready(&mut bus), []);
         assert_eq!(bus.memory.granted().count(), 0);
     }
 

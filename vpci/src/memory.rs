@@ -31,7 +31,7 @@ pub enum ClaimError<T> {
 pub enum Claimed {
     /// The range is the claimant's from now on.
     Granted,
-    /// Another owner has some of the range. The claim is kept; see [`MemoryMap::next_ready`].
+    /// Another owner has some of the range. The claim is kept; see [`MemoryMap::grant_ready`].
     Waiting,
     /// The range lies outside the windows. The claim is forgotten.
     Outside,
@@ -41,7 +41,7 @@ pub enum Claimed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Released {
-    /// It was granted. Others may be ready now; see [`MemoryMap::next_ready`].
+    /// It was granted. Others may be ready now; see [`MemoryMap::grant_ready`].
     Granted,
     /// It was waiting.
     Waiting,
@@ -186,23 +186,24 @@ impl<T: Copy + Eq> MemoryMap<T> {
         Released::Waiting
     }
 
-    /// Grants the oldest waiting claim that is in nobody's way any more, and returns it.
-    ///
-    /// To be called after each release until it returns `None`.
-    pub fn next_ready(&mut self) -> Option<(BusRange, T)> {
-        for index in 0..self.waiting.len() {
-            let Entry { range, owner } = *self.waiting.get(index)?;
-            // Without memory it goes on waiting, for the next release.
-            if self.claim(range, owner).is_ok() {
-                self.waiting.remove(index);
-                return Some((range, owner));
+    /// Grants the waiting claims that are in nobody's way any more, the oldest first, and tells of each. To
+    /// be called after each release.
+    pub fn grant_ready(&mut self, mut tell: impl FnMut(BusRange, T)) {
+        let mut waiting = core::mem::take(&mut self.waiting);
+        // One pass does: what is granted makes nobody else ready. Without memory a claim goes on waiting,
+        // for the next release.
+        waiting.retain(|&Entry { range, owner }| {
+            let waits = self.claim(range, owner).is_err();
+            if !waits {
+                tell(range, owner);
             }
-        }
-        None
+            waits
+        });
+        self.waiting = waiting;
     }
 
     /// Takes back all ranges whose owner `wanted` picks, granted or waiting. Others may be ready then; see
-    /// [`MemoryMap::next_ready`].
+    /// [`MemoryMap::grant_ready`].
     pub fn release_all(&mut self, wanted: impl Fn(T) -> bool) {
         self.granted.retain(|entry| !wanted(entry.owner));
         self.waiting.retain(|entry| !wanted(entry.owner));
@@ -298,6 +299,12 @@ mod tests {
         assert_eq!(map.windows().len(), 2);
     }
 
+    fn ready(map: &mut MemoryMap<u8>) -> Vec<(BusRange, u8)> {
+        let mut all = Vec::new();
+        map.grant_ready(|range, owner| all.push((range, owner)));
+        all
+    }
+
     #[test]
     fn a_claim_on_a_taken_range_waits_for_it() {
         let mut map = map();
@@ -315,13 +322,40 @@ mod tests {
         assert_eq!(map.claim_or_wait(both, 4), Ok(Claimed::Waiting));
         assert_eq!(map.claim_or_wait(range(0, 1), 5), Ok(Claimed::Outside));
         assert_eq!(map.release(range(0x1100, 0x100), 1), Released::Granted);
-        assert_eq!(map.next_ready(), None, "half of it is still taken");
+        assert_eq!(ready(&mut map), [], "half of it is still taken");
         assert_eq!(map.release(range(0x1200, 0x100), 2), Released::Granted);
-        assert_eq!(map.next_ready(), Some((both, 3)));
-        assert_eq!(map.next_ready(), None);
+        assert_eq!(ready(&mut map), [(both, 3)]);
+        assert_eq!(ready(&mut map), []);
         assert_eq!(map.release(both, 4), Released::Waiting);
         assert_eq!(map.release(both, 4), Released::Nothing);
         assert_eq!(map.release(range(0x1100, 0x100), 3), Released::Nothing);
+    }
+
+    #[test]
+    fn all_that_are_ready_are_granted_at_once_the_oldest_first() {
+        let mut map = map();
+        let all = range(0x1100, 0x600);
+        map.claim(all, 0).unwrap();
+        let at = |n: u64, size: u64| range(0x1100 + 0x100 * n, 0x100 * size);
+        // Each of two is in the way of the one behind it.
+        let waiting = [
+            (at(0, 2), 1),
+            (at(1, 2), 2),
+            (at(2, 2), 3),
+            (at(3, 2), 4),
+            (at(4, 2), 5),
+        ];
+        for (range, owner) in waiting {
+            assert_eq!(map.claim_or_wait(range, owner), Ok(Claimed::Waiting));
+        }
+        assert_eq!(map.release(all, 0), Released::Granted);
+        let [one, two, three, four, five] = waiting;
+        assert_eq!(ready(&mut map), [one, three, five]);
+        map.release_all(|owner| owner == 3 || owner == 5);
+        assert_eq!(ready(&mut map), [four]);
+        assert_eq!(map.release(one.0, 1), Released::Granted);
+        assert_eq!(ready(&mut map), [two]);
+        assert_eq!(ready(&mut map), []);
     }
 
     #[test]
@@ -334,7 +368,7 @@ mod tests {
         map.release_all(|owner| owner == 1);
         assert!(map.granted().eq([(b, 2)]));
         assert_eq!(map.release(b, 2), Released::Granted);
-        assert_eq!(map.next_ready(), None, "what waited is gone, too");
+        assert_eq!(ready(&mut map), [], "what waited is gone, too");
     }
 
     proptest! {
@@ -359,9 +393,8 @@ mod tests {
                 match step {
                     0 => if map.release(range, owner) == Released::Granted {
                         paint(range, None);
-                        while let Some((range, owner)) = map.next_ready() {
-                            paint(range, Some(owner));
-                        }
+                        map.grant_ready(|range, owner| paint(range, Some(owner)));
+                        map.grant_ready(|range, _| panic!("{range} was ready before"));
                     }
                     1 => if map.claim(range, owner).is_ok() { paint(range, Some(owner)) },
                     _ => if map.claim_or_wait(range, owner) == Ok(Claimed::Granted) {

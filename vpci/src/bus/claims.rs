@@ -90,7 +90,7 @@ impl<V: Copy + Eq> Bus<V> {
     }
 
     /// Takes back the range that a device model's function claimed from `at`, if `wanted` says that it
-    /// is the one; returns whether it was. Others may be ready then: see [`crate::MemoryMap::next_ready`].
+    /// is the one; returns whether it was. Others may be ready then: see [`crate::MemoryMap::grant_ready`].
     pub fn unclaim(&mut self, at: BusAddress, wanted: impl Fn(Decoder<V>) -> bool) -> bool {
         let claims = &mut self.claims.0;
         let is_wanted = |claim: &Claim<V>| claim.range.start() == at && wanted(claim.decoder);

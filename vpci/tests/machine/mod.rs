@@ -510,7 +510,10 @@ impl Machine {
     }
 
     pub(crate) fn grant_waiting(&mut self) {
-        while let Some((range, decoder)) = self.bus.memory.next_ready() {
+        let mut ready = Vec::new();
+        let granted = &mut |range, decoder| ready.push((range, decoder));
+        self.bus.memory.grant_ready(granted);
+        for (range, decoder) in ready {
             if let Decoder::Bar { function, bar } = decoder {
                 self.map(function, bar, range);
             }
