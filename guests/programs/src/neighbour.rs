@@ -127,7 +127,13 @@ impl Disk {
             let told = self
                 .nvme
                 .run(OTHER, command, page.base() as u64, [block, 0, 7]);
-            told.map_err(|error| format!("command {command}: {error:?}"))
+            told.map_err(|error| {
+                let status = self.nvme.registers.read32(nvme::reg::CSTS);
+                let config = self.nvme.function.config.read32(4);
+                format!(
+                    "command {command}: {error:?}, CSTS {status:#x}, Command and Status {config:#x}"
+                )
+            })
         };
         run(WRITE, &self.out)?;
         run(READ, &self.into)?;
