@@ -746,15 +746,19 @@ mod tests {
         }
     }
 
+    /// A function of a domain's, that may have ten faults in a second.
+    fn holder(index: u16) -> Holder<'static> {
+        Holder {
+            function: function(index),
+            domain: "d",
+            allowed: 10,
+        }
+    }
+
     #[test]
     fn who_is_listened_to_reaches_nothing_and_is_counted() {
         let [mut guard, ..] = machine();
         let space = space(1, Format::Stage2);
-        let holder = |index| Holder {
-            function: function(index),
-            domain: "d",
-            allowed: 10,
-        };
         let heard = |guard: &mut Guard<Fake>| {
             let Heard { faults, lost } = guard.heard(8);
             assert!(!lost);
@@ -794,11 +798,6 @@ mod tests {
     fn who_is_listened_to_while_faults_are_lost_is_not_known_to_be_quiet() {
         let [mut guard, ..] = machine();
         let space = space(1, Format::Stage2);
-        let holder = |index| Holder {
-            function: function(index),
-            domain: "d",
-            allowed: 10,
-        };
         let quiet = Heard::default();
         let unsure = Heard {
             lost: true,
@@ -840,11 +839,6 @@ mod tests {
     fn who_comes_to_a_stream_that_is_refused_is_translated() {
         let [mut guard, ..] = machine();
         let space = space(1, Format::Stage2);
-        let holder = |index| Holder {
-            function: function(index),
-            domain: "d",
-            allowed: 10,
-        };
         let open = |guard: &Guard<Fake>| guard.smmu.reached(8).is_some();
         guard.attach(8, &space, holder(0)).unwrap();
         for n in 1..=11 {

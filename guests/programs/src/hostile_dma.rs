@@ -1,9 +1,9 @@
 //! A guest that aims the DMA of its functions at everything that is not its own.
 //!
 //! First an NVMe does so on purpose: its completions, its submissions and its data are put all over the
-//! machine's memory and devices, until it is cut off; a network controller's packets, too. Then config space, BARs and MSI-X tables of all
-//! functions are written at random, while they master the bus; and then by two vCPUs at once. Between,
-//! the NVMe is reset, and has to reach this domain's memory as it should.
+//! machine's memory and devices, until it is cut off; a network controller's packets, too. Then config
+//! space, BARs and MSI-X tables of all functions are written at random, while they master the bus; and then
+//! by two vCPUs at once. Between, the NVMe is reset, and has to reach this domain's memory as it should.
 //!
 //! What is tried follows from a seed, `seed=N` on the command line; with `aim` nothing is tried but the
 //! first. That nothing came of it the neighbours say, and the hypervisor's log.

@@ -1,9 +1,9 @@
 //! A device model that keeps what it is asked to itself, until a key is typed.
 //!
-//! It has no device. With a second server it answers resets and nothing else, ever. When its first one has a function it takes the target's next request and holds on to it;
-//! when the function has gone it tries what it no longer may. `a` then lets it answer, too late, and say that
-//! it has seen the function go; `m` makes it say whether it can reach the target's memory, and `r` start again
-//! at any time.
+//! It has no device. With a second server it answers resets and nothing else, ever. When its first one has a
+//! function it takes the target's next request and holds on to it; when the function has gone it tries what it
+//! no longer may. `a` then lets it answer, too late, and say that it has seen the function go; `m` makes it say
+//! whether it can reach the target's memory, and `r` start again at any time.
 
 use ioreq::{Client, Kind, Ticket, Work};
 use runtime::mmio::{Width, Window};
